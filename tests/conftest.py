@@ -1,0 +1,18 @@
+"""Shared fixtures: one thread, and the folder of real data where there is one."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder named by DDANALYSIS_DATA; tests on real data are skipped without it."""
+    root = os.environ.get("DDANALYSIS_DATA", "")
+    if not root or not Path(root).is_dir():
+        pytest.skip("real data: set DDANALYSIS_DATA to a folder that holds it")
+    return Path(root)
