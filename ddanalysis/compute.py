@@ -18,8 +18,10 @@ from ddanalysis import checks
 from ddanalysis.architectures import Architecture
 from ddanalysis.layers import Parameters
 
-SLICE = {"cpu": 2**22, "cuda": 2**28}  # numbers in the largest feature map of one pass: 16 MB and 1 GB of float32
-TOGETHER = {"cpu": 2**18, "cuda": 2**26}  # a network whose largest feature map of a batch is above this runs alone
+# All in numbers of the largest feature map, by device type; the CPU's are where the measured gain turns into a loss.
+TOGETHER = {"cpu": 2**17, "cuda": 2**26}  # a network whose batch is larger than this runs alone
+PASS = {"cpu": 2**20, "cuda": 2**28}  # networks that run together have at most this much in one pass
+SLICE = {"cpu": 2**22, "cuda": 2**28}  # a network that runs alone has its batch cut into slices of at most this
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,18 @@ class Compute:
             raise ValueError("compiled is True, but there is no C++ compiler (CXX, g++ or clang++): use compiled = False")
 
 
-def slice_size(architecture: Architecture, device: torch.device) -> int:
-    """Images of one network in one pass."""
-    return max(SLICE[device.type] // architecture.widest, 1)
-
-
 def networks_together(architecture: Architecture, batch: int, device: torch.device) -> int:
     """Networks in one pass over a batch of ``batch`` images each; 1 = one after the other."""
     activations = architecture.widest * batch
     if activations > TOGETHER[device.type]:
         return 1
-    return max(SLICE[device.type] // activations, 1)
+    return max(PASS[device.type] // activations, 1)
+
+
+def images_per_pass(architecture: Architecture, networks: int, device: torch.device) -> int:
+    """Images of each of ``networks`` networks in one pass of an evaluation."""
+    limit = SLICE if networks == 1 else PASS
+    return max(limit[device.type] // (architecture.widest * networks), 1)
 
 
 def slices(n: int, size: int) -> Iterator[slice]:

@@ -14,7 +14,7 @@ from torch.nn import init
 
 from ddanalysis import checks
 from ddanalysis.architectures import Architecture
-from ddanalysis.compute import Compute, logits_function, networks_together, slice_size, slices
+from ddanalysis.compute import Compute, images_per_pass, logits_function, networks_together, slices
 from ddanalysis.layers import Parameters, Weight
 from ddanalysis.seeding import generator
 
@@ -86,8 +86,8 @@ class Networks:
     def evaluate(self, x: torch.Tensor, y: torch.Tensor, compute: Compute = Compute()) -> "Outputs":
         """Predictions, accuracies and losses of every network on images (n, c, h, w) with labels y, in bounded memory."""
         _fits(self.architecture, x)
-        together = networks_together(self.architecture, min(len(x), 256), x.device)
-        per_pass = max(slice_size(self.architecture, x.device) // min(together, len(self)), 1)
+        together = min(networks_together(self.architecture, 64, x.device), len(self))
+        per_pass = images_per_pass(self.architecture, together, x.device)
         parts = [self[s]._evaluate(x, y, compute, per_pass) for s in slices(len(self), together)]
         return Outputs(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Outputs)))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ddanalysis import augment, checks
-from ddanalysis.compute import Compute, loss_function, networks_together, slice_size, slices
+from ddanalysis.compute import Compute, images_per_pass, loss_function, networks_together, slices
 from ddanalysis.layers import Parameters
 from ddanalysis.networks import Networks, stack
 from ddanalysis.seeding import generator
@@ -262,7 +262,7 @@ class _Job:
         """Gradients of the weighted loss; a lone network's batch is sliced so that its feature maps stay small."""
         size = len(x)
         if len(self.plan) == 1 and not self.networks.architecture.batch_statistics:
-            size = slice_size(self.networks.architecture, x.device)
+            size = images_per_pass(self.networks.architecture, 1, x.device)
         total: list[torch.Tensor] = []
         for s in slices(len(x), size):
             part = self._backward(*(_padded(t[s], size if self.compute.compiled else 0) for t in (x, y, w)))

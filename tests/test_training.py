@@ -126,7 +126,7 @@ def test_training_slices_a_wide_batch_without_changing_it(monkeypatch):
     a, (x, y) = build("ConvNet", (1, 8, 8), 3, width=4), toy((1, 8, 8))
     nets, recipe = networks.create(a, [1], dtype=torch.float64), Recipe(updates=3, batch_size=10)
     whole = training.train(nets, x, y, recipe, seeds=[0]).networks
-    monkeypatch.setattr(training, "slice_size", lambda *_: 3)
+    monkeypatch.setattr(training, "images_per_pass", lambda *_: 3)
     sliced = training.train(nets, x, y, recipe, seeds=[0]).networks
     assert all(torch.allclose(whole.state[n], sliced.state[n], rtol=1e-9, atol=1e-12) for n in whole.state)
 
