@@ -32,10 +32,10 @@ class Architecture:
 
     @property
     def name(self) -> str:
-        """As tables print it: the kind, and every option that differs from the published network."""
+        """As tables print it: the kind, and every option that differs from the published network (``ConvNet-W16``)."""
         options = [f for f in fields(self) if f.name not in ("channels", "size", "classes")]
-        changed = [f"{f.name}={getattr(self, f.name)}" for f in options if getattr(self, f.name) != f.default]
-        return "-".join([self.kind, *changed])
+        changed = [(f.name, getattr(self, f.name)) for f in options if getattr(self, f.name) != f.default]
+        return "-".join([self.kind, *(_short(*option) for option in changed)])
 
     @property
     def batch_statistics(self) -> bool:
@@ -73,6 +73,12 @@ class Architecture:
     def padded_size(self) -> int:
         """Side of the first feature map."""
         return self.size + 2 * (self.first_padding - 1)
+
+
+def _short(option: str, value: object) -> str:
+    if isinstance(value, tuple):
+        return "-".join(map(str, value))
+    return {"width": "W", "depth": "D"}.get(option, "") + str(value)
 
 
 @dataclass(frozen=True)

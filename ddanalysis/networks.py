@@ -78,6 +78,14 @@ class Networks:
         updated: Parameters | None = {} if training else None
         return self.architecture.features(self.state, self.spread(x), updated).transpose(0, 1)
 
+    @torch.no_grad()
+    def all_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Penultimate features (n, f) of the one network's images (n, c, h, w), in bounded memory."""
+        if len(self) != 1:
+            raise ValueError(f"features of {len(self)} networks were asked for at once: pick one, networks[k]")
+        per_pass = images_per_pass(self.architecture, 1, x.device)
+        return torch.cat([self.features(x[s])[0] for s in slices(len(x), per_pass)])
+
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy (K,) over images of labels y (n,) ids or (n, classes) soft, differentiable."""
         return cross_entropy(self.logits(x), y).mean(1)

@@ -1,0 +1,15 @@
+"""Makers of distilled sets, one file a method; ``METHODS`` names them."""
+
+from ddanalysis.distill.baselines import class_mean, herding, k_means, random_images
+from ddanalysis.distill.dm import distribution_matching
+from ddanalysis.distill.making import Job, Made, Method
+
+METHODS = {
+    "dm": Method(distribution_matching, version=1, networked=True),
+    "random": Method(random_images, version=1),
+    "class_mean": Method(class_mean, version=1),
+    "k_means": Method(k_means, version=1),
+    "herding": Method(herding, version=1, networked=True),
+}
+
+__all__ = ["METHODS", "Job", "Made", "Method"]

@@ -1,0 +1,102 @@
+"""DM, distribution matching (Zhao and Bilen, *Dataset condensation with distribution matching*, WACV 2023).
+
+Each iteration draws a fresh network, and moves the images of every class so that the mean of their penultimate features, under one
+shared augmentation a class, approaches that of a batch of real images:
+L = sum_c || mean psi(A_c(real_c)) - mean psi(A_c(synthetic_c)) ||^2.
+"""
+
+import torch
+
+from ddanalysis import augment, checks, networks
+from ddanalysis.augment import Augmentation
+from ddanalysis.compute import images_per_pass, slices
+from ddanalysis.distill.making import Job, Made
+from ddanalysis.evaluation import dsa_strategy
+from ddanalysis.networks import Networks
+from ddanalysis.seeding import generator, stream_seed
+
+
+def image_rate(dataset: str, ipc: int) -> float:
+    """The published learning rate of the images: 1, but 10 for CIFAR-10 from 100 images a class on."""
+    return 10.0 if dataset.startswith("cifar10") and not dataset.startswith("cifar100") and ipc >= 100 else 1.0
+
+
+def distribution_matching(
+    job: Job,
+    iterations: int = 20_000,
+    rate: float | None = None,
+    momentum: float = 0.5,
+    batch_real: int = 256,
+    strategy: str | None = None,
+    initialisation: str = "real",
+) -> Made:
+    """Distil by matching feature means; the defaults are the published ones.
+
+    ``rate`` None is :func:`image_rate`, ``strategy`` None the dataset's DSA strategy ("" for no augmentation). ``history`` has the loss of
+    every iteration. Raises ``ValueError`` if a class has fewer than ``batch_real`` images.
+    """
+    rate = image_rate(job.data.name, job.ipc) if rate is None else rate
+    strategy = dsa_strategy(job.data.name) if strategy is None else strategy
+    checks.whole("iterations of DM", iterations)
+    checks.whole("batch_real of DM", batch_real)
+    for name, value in (("rate", rate), ("momentum", momentum)):
+        checks.at_least(f"{name} of DM", value, 0)
+    augment.parse_strategy(strategy)
+    x, velocity, losses = _resume(job, initialisation)
+    by_class = [(job.data.train_y == c).nonzero()[:, 0] for c in range(job.data.n_classes)]
+    if min(len(rows) for rows in by_class) < batch_real:
+        raise ValueError(f"batch_real is {batch_real}: the smallest class of {job.data.name} has {min(map(len, by_class))} images")
+    for iteration in range(len(losses), iterations):
+        real = torch.stack([_draw(rows, batch_real, job.seed, iteration, c) for c, rows in enumerate(by_class)])
+        loss, gradient = _gradient(job, x, real, strategy, iteration)
+        velocity.mul_(momentum).add_(gradient)
+        x.sub_(velocity, alpha=rate)
+        losses.append(loss)
+        job.advance()
+        if job.checkpoint and job.checkpoint.due():
+            job.checkpoint.save({"x": x, "momentum": velocity, "losses": torch.tensor(losses)})
+    return Made(x, job.labels(), {"loss": torch.tensor(losses)})
+
+
+def _resume(job: Job, initialisation: str) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
+    """Images, their momentum and the losses so far: from the checkpoint where there is one."""
+    saved = job.checkpoint.load() if job.checkpoint else None
+    if saved is None:
+        x = job.start(initialisation)
+        return x, torch.zeros_like(x), []
+    device = job.data.train_x.device
+    return saved["x"].to(device), saved["momentum"].to(device), saved["losses"].tolist()
+
+
+def _draw(rows: torch.Tensor, n: int, seed: int, iteration: int, c: int) -> torch.Tensor:
+    """``n`` of the ``rows`` of class ``c``, without replacement."""
+    return rows[torch.randperm(len(rows), generator=generator(seed, "real batch", iteration, c))[:n].to(rows.device)]
+
+
+def _gradient(job: Job, x: torch.Tensor, real: torch.Tensor, strategy: str, iteration: int) -> tuple[float, torch.Tensor]:
+    """The loss of one iteration and its gradient in the images ``x``; ``real`` (classes, batch) are row numbers."""
+    net = networks.create(job.architecture, [stream_seed(job.seed, "DM network", iteration)], device=x.device)
+    draws = [augment.draw(strategy, job.data.shape, generator(job.seed, "DM augmentation", iteration, c)) for c in range(len(real))]
+    with torch.no_grad():
+        target = torch.cat([_means(net, job.data.train_x[real[g]], draws[g]) for g in _groups(job, real.shape[1])])
+    total, gradients = 0.0, []
+    for g in _groups(job, job.ipc):
+        images = x.view(len(real), job.ipc, *x.shape[1:])[g].detach().requires_grad_()
+        loss = (target[g] - _means(net, images, draws[g])).square().sum()
+        gradients.append(torch.autograd.grad(loss, images)[0].flatten(0, 1))
+        total += float(loss.detach())
+    return total, torch.cat(gradients)
+
+
+def _groups(job: Job, per_class: int) -> list[slice]:
+    """Classes that go through the network in one pass; all of them if it has batch statistics, as published."""
+    if job.architecture.batch_statistics:
+        return [slice(0, job.data.n_classes)]
+    at_once = max(images_per_pass(job.architecture, 1, job.data.train_x.device) // per_class, 1)
+    return list(slices(job.data.n_classes, at_once))
+
+
+def _means(net: Networks, images: torch.Tensor, draws: list[Augmentation]) -> torch.Tensor:
+    """Mean penultimate features (classes, f) of images (classes, n, c, h, w), each class under its own augmentation."""
+    augmented = torch.cat([augment.apply(draw, own) for draw, own in zip(draws, images, strict=True)])
+    return net.features(augmented, training=True)[0].unflatten(0, images.shape[:2]).mean(1)
