@@ -1,10 +1,11 @@
-"""The published zoo: each architecture a frozen value that declares its parameters and computes its penultimate features.
+"""The published zoo: each architecture a frozen value that declares its parameters and computes its penultimate
+features.
 
-Sources: DC/DSA/DM code base (ConvNet, LeNet, MLP, AlexNet, VGG11, ResNet18), Wang et al. 2018 (LeNet, AlexCifarNet), Bohdal et al. 2020
-(the 14-layer CIFAR ResNet), "What is Dataset Distillation Learning?" 2024 (ConvNet-Tiny, ResNet18 and 34 with a CIFAR stem).
+Sources: DC/DSA/DM code base (ConvNet, LeNet, MLP, AlexNet, VGG11, ResNet18), Wang et al. 2018 (LeNet, AlexCifarNet),
+Bohdal et al. 2020 (the 14-layer CIFAR ResNet), "What is Dataset Distillation Learning?" 2024 (ConvNet-Tiny, ResNet18
+and 34 with a CIFAR stem).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -104,7 +105,9 @@ class ConvNet(Architecture):
         checks.one_of("ConvNet norm", self.norm, layers.NORMS)
         checks.one_of("ConvNet pooling", self.pooling, layers.POOLINGS)
         if self.norm == "group" and self.width % 4:
-            raise ValueError(f"ConvNet width is {self.width}: group normalisation has 4 groups and needs a multiple of 4")
+            raise ValueError(
+                f"ConvNet width is {self.width}: group normalisation has 4 groups and needs a multiple of 4"
+            )
 
     def _sizes(self) -> list[int]:
         """Side of the maps before each block's pooling, then of the last maps."""
@@ -118,7 +121,8 @@ class ConvNet(Architecture):
         return self.width * self.padded_size**2
 
     def weights(self) -> Weights:
-        sizes, weights = self._sizes(), {}
+        sizes = self._sizes()
+        weights: Weights = {}
         for i in range(self.depth):
             weights |= layers.conv_weights(f"conv{i}", self.width, self.width if i else self.channels, 3)
             weights |= layers.norm_weights(f"norm{i}", self.norm, self.width, sizes[i])
@@ -135,7 +139,9 @@ class ConvNet(Architecture):
 
 @dataclass(frozen=True)
 class LeNet(Architecture):
-    """Two 5x5 convolutions and three linear layers; inputs of 28 or less are padded by 2, and so is the second layer below 28."""
+    """Two 5x5 convolutions and three linear layers; inputs of 28 or less are padded by 2, and so is the second layer
+    below 28.
+    """
 
     kind: ClassVar[str] = "LeNet"
 
@@ -246,7 +252,8 @@ class AlexNet(Architecture):
         return 128 * self.padded_size**2
 
     def weights(self) -> Weights:
-        weights, c_in = {}, self.channels
+        weights: Weights = {}
+        c_in = self.channels
         for i, (c_out, kernel, _) in enumerate(ALEXNET):
             weights |= layers.conv_weights(f"conv{i}", c_out, c_in, kernel)
             c_in = c_out
@@ -259,7 +266,16 @@ class AlexNet(Architecture):
         return layers.flatten(p, x)
 
 
-VGG11_CONVS = ((64, True), (128, True), (256, False), (256, True), (512, False), (512, True), (512, False), (512, True))  # channels, pool
+VGG11_CONVS = (
+    (64, True),
+    (128, True),
+    (256, False),
+    (256, True),
+    (512, False),
+    (512, True),
+    (512, False),
+    (512, True),
+)  # channels, pool
 
 
 @dataclass(frozen=True)
@@ -279,7 +295,8 @@ class VGG11(Architecture):
         return 64 * self.padded_size**2
 
     def weights(self) -> Weights:
-        weights, c_in, side = {}, self.channels, self.padded_size
+        weights: Weights = {}
+        c_in, side = self.channels, self.padded_size
         for i, (c_out, pooled) in enumerate(VGG11_CONVS):
             weights |= layers.conv_weights(f"conv{i}", c_out, c_in, 3)
             weights |= layers.norm_weights(f"norm{i}", self.norm, c_out, side)
@@ -349,12 +366,16 @@ class ResNet(Architecture):
             x = self._block(p, name, stride, x, updated)
         return layers.flatten(p, x.mean((2, 3), keepdim=True))
 
-    def _block(self, p: Parameters, name: str, stride: int, x: torch.Tensor, updated: Parameters | None) -> torch.Tensor:
+    def _block(
+        self, p: Parameters, name: str, stride: int, x: torch.Tensor, updated: Parameters | None
+    ) -> torch.Tensor:
         out = layers.conv(p, f"{name}.conv0", x, stride, 1)
         out = F.relu(layers.norm(p, f"{name}.norm0", self.norm, out, updated))
         out = layers.norm(p, f"{name}.norm1", self.norm, layers.conv(p, f"{name}.conv1", out, 1, 1), updated)
         if f"{name}.shortcut.weight" in p:
-            x = layers.norm(p, f"{name}.shortcut_norm", self.norm, layers.conv(p, f"{name}.shortcut", x, stride), updated)
+            x = layers.norm(
+                p, f"{name}.shortcut_norm", self.norm, layers.conv(p, f"{name}.shortcut", x, stride), updated
+            )
         return F.relu(out + x)
 
 
@@ -368,33 +389,36 @@ class ResNet14(ResNet):
     initialisation: ClassVar[str] = "kaiming_normal"
 
 
-ZOO: dict[str, Callable[..., Architecture]] = {
-    "ConvNet": ConvNet,
-    "ConvNet-Tiny": lambda *shape, width=16, **options: ConvNet(*shape, width=width, **options),
-    "LeNet": LeNet,
-    "AlexCifarNet": AlexCifarNet,
-    "MLP": MLP,
-    "MLP-small": lambda *shape, hidden=(256, 128): MLP(*shape, hidden=hidden),
-    "AlexNet": AlexNet,
-    "VGG11": VGG11,
-    "ResNet14": ResNet14,
-    "ResNet18": ResNet,
-    "ResNet34": lambda *shape, blocks=(3, 4, 6, 3), **options: ResNet(*shape, blocks=blocks, **options),
-    "ResNet18-IN": lambda *shape, norm="instance", **options: ResNet(*shape, norm=norm, **options),
-    "ResNet34-IN": lambda *shape, norm="instance", blocks=(3, 4, 6, 3): ResNet(*shape, norm=norm, blocks=blocks),
+ZOO: dict[str, tuple[type[Architecture], dict[str, object]]] = {
+    "ConvNet": (ConvNet, {}),
+    "ConvNet-Tiny": (ConvNet, {"width": 16}),
+    "LeNet": (LeNet, {}),
+    "AlexCifarNet": (AlexCifarNet, {}),
+    "MLP": (MLP, {}),
+    "MLP-small": (MLP, {"hidden": (256, 128)}),
+    "AlexNet": (AlexNet, {}),
+    "VGG11": (VGG11, {}),
+    "ResNet14": (ResNet14, {}),
+    "ResNet18": (ResNet, {}),
+    "ResNet34": (ResNet, {"blocks": (3, 4, 6, 3)}),
+    "ResNet18-IN": (ResNet, {"norm": "instance"}),
+    "ResNet34-IN": (ResNet, {"norm": "instance", "blocks": (3, 4, 6, 3)}),
 }
+"""Every network by name: its architecture, and the options that make it."""
 
 
 def build(name: str, shape: tuple[int, int, int], classes: int, **options: object) -> Architecture:
     """The architecture ``name`` for images of ``shape`` (channels, height, width), which must be square.
 
-    ``options`` change the published network, ``build("ConvNet", (3, 32, 32), 10, width=16)``; ``ValueError`` for an unknown name or option.
+    ``options`` change the published network, ``build("ConvNet", (3, 32, 32), 10, width=16)``; a width of 0 is the
+    published one. ``ValueError`` for an unknown name or option.
     """
+    options = {option: value for option, value in options.items() if (option, value) != ("width", 0)}
     checks.one_of("network", name, ZOO)
     channels, height, width = shape
     if height != width:
         raise ValueError(f"images are {height} x {width}: the networks take square ones")
-    try:
-        return ZOO[name](channels, height, classes, **options)
-    except TypeError as error:
-        raise ValueError(f"network {name} does not take the options {sorted(options)}: {error}") from error
+    architecture, own = ZOO[name]
+    for option in options:
+        checks.one_of(f"option of {name}", option, [f.name for f in fields(architecture)][3:])
+    return architecture(channels, height, classes, **(own | options))  # type: ignore[arg-type]

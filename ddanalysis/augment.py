@@ -47,7 +47,7 @@ def parse_strategy(strategy: str) -> tuple[str, ...]:
     Raises ``ValueError`` for an operation that does not exist or is named twice.
     """
     if not isinstance(strategy, str):
-        raise ValueError(f"augmentation strategy is {strategy!r}: it must be text such as {DSA!r}, or \"\" for none")
+        raise ValueError(f'augmentation strategy is {strategy!r}: it must be text such as {DSA!r}, or "" for none')
     ops = tuple(strategy.split("_")) if strategy else ()
     for op in ops:
         if op not in _OPERATIONS:

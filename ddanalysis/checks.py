@@ -27,7 +27,9 @@ def whole(what: str, value: int, lowest: int = 1) -> None:
 def images(what: str, x: torch.Tensor, shape: tuple[int, ...] | None = None) -> None:
     """``x`` is a finite float batch of images (n, c, h, w), n >= 1, each of ``shape`` (c, h, w) if given."""
     if x.ndim != 4 or len(x) == 0 or not x.is_floating_point():
-        raise ValueError(f"{what} have shape {tuple(x.shape)} and type {x.dtype}: a floating-point (n, c, h, w) with n >= 1 is needed")
+        raise ValueError(
+            f"{what} have shape {tuple(x.shape)} and type {x.dtype}: floating-point (n, c, h, w), n >= 1, is needed"
+        )
     if shape is not None and tuple(x.shape[1:]) != tuple(shape):
         raise ValueError(f"{what} are of shape {tuple(x.shape[1:])}: {tuple(shape)} is needed")
     if not torch.isfinite(x).all():

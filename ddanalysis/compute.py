@@ -1,8 +1,9 @@
-"""How much is computed at once, and in which arithmetic: a function of device and sizes, never of a clock or of free memory.
+"""How much is computed at once, and in which arithmetic: a function of device and sizes, never of a clock or of free
+memory.
 
-On a CPU small networks gain from running together (one grouped convolution for all of them) and wide ones lose; wide ones gain from
-small slices of a batch, whose feature maps stay in reused memory, and from a compiled step. On a GPU everything goes together up to a
-fixed number of activations. ``docs/performance.md`` has the measurements.
+On a CPU small networks gain from running together (one grouped convolution for all of them) and wide ones lose; wide
+ones gain from small slices of a batch, whose feature maps stay in reused memory, and from a compiled step. On a GPU
+everything goes together up to a fixed number of activations. ``docs/performance.md`` has the measurements.
 """
 
 import os
@@ -28,8 +29,9 @@ SLICE = {"cpu": 2**22, "cuda": 2**28}  # a network that runs alone has its batch
 class Compute:
     """Arithmetic of the forward and backward pass.
 
-    ``precision`` "bfloat16" is autocast over float32 weights: equal accuracy, but near ties in predictions can flip. ``compiled`` uses
-    ``torch.compile``: it needs a C++ compiler on a CPU and pays off after minutes of work on wide networks.
+    ``precision`` "bfloat16" is autocast over float32 weights: equal accuracy, but near ties in predictions can flip.
+    ``compiled`` uses ``torch.compile``: it needs a C++ compiler on a CPU and pays off after minutes of work on wide
+    networks.
     """
 
     precision: str = "float32"
@@ -38,7 +40,9 @@ class Compute:
     def __post_init__(self) -> None:
         checks.one_of("precision", self.precision, ("float32", "bfloat16"))
         if self.compiled and not any(shutil.which(c) for c in (os.environ.get("CXX", ""), "g++", "clang++") if c):
-            raise ValueError("compiled is True, but there is no C++ compiler (CXX, g++ or clang++): use compiled = False")
+            raise ValueError(
+                "compiled is True, but there is no C++ compiler (CXX, g++ or clang++): use compiled = False"
+            )
 
 
 def networks_together(architecture: Architecture, batch: int, device: torch.device) -> int:
@@ -64,7 +68,8 @@ def slices(n: int, size: int) -> Iterator[slice]:
 def loss_function(architecture: Architecture, compute: Compute) -> Callable[..., tuple[torch.Tensor, Parameters]]:
     """``f(p, x, y, w)``: the weighted sum of cross-entropies, and new running statistics of batch normalisation.
 
-    x (n, K * c, h, w), y (n, K) ids or (n, K, classes) soft labels, w (n, K) weights, 1 / batch for a mean and 0 for padding.
+    x (n, K * c, h, w), y (n, K) ids or (n, K, classes) soft labels, w (n, K) weights, 1 / batch for a mean and 0 for
+    padding.
     """
 
     def loss(p: Parameters, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, Parameters]:

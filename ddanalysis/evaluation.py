@@ -1,4 +1,6 @@
-"""How good is a distilled set? Networks trained on it under a named protocol, and their accuracy on real test images."""
+"""How good is a distilled set? Networks trained on it under a named protocol, and their accuracy on real test
+images.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +25,9 @@ NO_FLIP = ("digits", "mnist", "mnist_rgb", "svhn", "usps", "kmnist", "emnist_let
 
 @dataclass(frozen=True)
 class Protocol:
-    """A published way to train a network on a distilled set; the accuracy is that after the last update, never the best."""
+    """A published way to train a network on a distilled set; the accuracy is that after the last update, never the
+    best.
+    """
 
     recipe: Recipe
     augmented: bool
@@ -44,7 +48,7 @@ PROTOCOLS = {
     "dsa-1000": Protocol(
         Recipe(epochs=1001, milestones=(502,), restart=True, weight_decay=5e-4),
         augmented=True,
-        source="Zhao and Bilen 2021, code: one epoch more than 1000 with DSA, a new optimiser at a tenth of the rate after 502",
+        source="Zhao and Bilen 2021, code: as DC with 1000 epochs and DSA, the new optimiser after 502",
     ),
 }
 
@@ -81,8 +85,8 @@ def predict(
 ) -> torch.Tensor:
     """Train a fresh network for every set and network seed, all at once, and predict the test images: (S, n) class ids.
 
-    Network seed s has the same initialisation whatever the set, so sets are compared on common networks. Raises ``ValueError`` for an
-    unknown protocol or a set that does not fit the data.
+    Network seed s has the same initialisation whatever the set, so sets are compared on common networks. Raises
+    ``ValueError`` for an unknown protocol or a set that does not fit the data.
     """
     recipe = protocol_recipe(protocol, data.name)
     for one in sets:
@@ -93,7 +97,9 @@ def predict(
     x, y = torch.cat([s.x for s in sets]).to(data.train_x.device), _joint_labels(sets).to(data.train_x.device)
     fresh = networks.create(architecture, [initial_seed(seed) for _, seed in pairs], device=x.device)
     seeds = [seed for _, seed in pairs]
-    trained = training.train(fresh, x, y, recipe, seeds, rows, compute=compute, checkpoint=checkpoint, progress=progress)
+    trained = training.train(
+        fresh, x, y, recipe, seeds, rows, compute=compute, checkpoint=checkpoint, progress=progress
+    )
     return small(trained.networks.evaluate(data.test_x, data.test_y, compute).predictions, data.n_classes)
 
 
@@ -108,7 +114,9 @@ def scores(
     """The accuracies of what :func:`predict` found, as a tidy table."""
     what = {"dataset": data.name, "network": architecture.name, "protocol": protocol}
     records = [
-        what | {"method": s.method, "ipc": s.ipc, "set_seed": s.seed, "network_seed": seed} for s in sets for seed in network_seeds
+        what | {"method": s.method, "ipc": s.ipc, "set_seed": s.seed, "network_seed": seed}
+        for s in sets
+        for seed in network_seeds
     ]
     accuracy = (predictions == data.test_y.cpu()).double().mean(1).numpy()
     columns = ["dataset", "method", "ipc", "network", "protocol", "set_seed", "network_seed", "accuracy"]
@@ -130,4 +138,3 @@ def _joint_labels(sets: Sequence[DistilledSet]) -> torch.Tensor:
     if all(s.y.ndim == 1 for s in sets):
         return torch.cat([s.y for s in sets])
     return torch.cat([s.y if s.y.ndim == 2 else F.one_hot(s.y, s.n_classes).float() for s in sets])
-

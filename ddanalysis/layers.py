@@ -1,11 +1,12 @@
 """Layers of K networks at once, as pure functions.
 
-Every parameter carries a leading K. Feature maps lie channel-major, ``(n, K * c, h, w)``: network k owns channels
-``k * c ... (k + 1) * c - 1``, so a convolution of K networks is one grouped convolution and pooling needs no change. Vectors are
-``(n, K, f)``. With K = 1 each function is the ordinary layer.
+Every parameter carries a leading K. Feature maps lie channel-major, ``(n, K * c, h, w)``: network k owns channels ``k
+* c ... (k + 1) * c - 1``, so a convolution of K networks is one grouped convolution and pooling needs no change.
+Vectors are ``(n, K, f)``. With K = 1 each function is the ordinary layer.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -65,8 +66,8 @@ def linear(p: Parameters, name: str, x: torch.Tensor) -> torch.Tensor:
 def norm(p: Parameters, name: str, kind: str, x: torch.Tensor, updated: Parameters | None = None) -> torch.Tensor:
     """Normalise feature maps; "instance" is a group norm with one group a channel, as the published networks have it.
 
-    Batch normalisation uses its running statistics when ``updated`` is None (evaluation); else it uses those of the batch and puts
-    the new running statistics into ``updated``.
+    Batch normalisation uses its running statistics when ``updated`` is None (evaluation); else it uses those of the
+    batch and puts the new running statistics into ``updated``.
     """
     if kind == "none":
         return x
@@ -81,7 +82,9 @@ def norm(p: Parameters, name: str, kind: str, x: torch.Tensor, updated: Paramete
     return F.group_norm(x, k * groups, weight.flatten(), bias.flatten())
 
 
-def _batch_norm(p: Parameters, name: str, x: torch.Tensor, updated: Parameters | None, momentum: float = 0.1) -> torch.Tensor:
+def _batch_norm(
+    p: Parameters, name: str, x: torch.Tensor, updated: Parameters | None, momentum: float = 0.1
+) -> torch.Tensor:
     weight, bias = p[f"{name}.weight"], p[f"{name}.bias"]
     mean, var = p[f"{name}.running_mean"], p[f"{name}.running_var"]
     if updated is None:
@@ -99,7 +102,7 @@ def flatten(p: Parameters, x: torch.Tensor) -> torch.Tensor:
     return x.reshape(x.shape[0], k, math.prod(x.shape[1:]) // k)
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,
     "sigmoid": torch.sigmoid,
@@ -113,4 +116,6 @@ POOLINGS = ("avg", "max", "none")
 
 def pool(kind: str, x: torch.Tensor) -> torch.Tensor:
     """2 x 2 pooling with stride 2."""
-    return {"avg": F.avg_pool2d, "max": F.max_pool2d}[kind](x, 2) if kind != "none" else x
+    if kind == "none":
+        return x
+    return F.avg_pool2d(x, 2) if kind == "avg" else F.max_pool2d(x, 2)

@@ -1,7 +1,8 @@
 """Artefacts by name: distilled sets, pools and scores, made where they are missing and read where they are there.
 
-The one place where computations meet files. Every function takes a :class:`ddanalysis.report.Run` (folder, device, threads) first; an
-artefact carries its maker, its version, the exact arguments, the fingerprint of the data, and the device and threads it was made with.
+The one place where computations meet files. Every function takes a :class:`ddanalysis.report.Run` (folder, device,
+threads) first; an artefact carries its maker, its version, the exact arguments, the fingerprint of the data, and the
+device and threads it was made with.
 """
 
 import hashlib
@@ -28,8 +29,19 @@ Progress = Callable[[int], object]
 Build = Callable[[Checkpoint, Progress], Tensors]
 
 
-def artefact(run: Run, kind: str, name: str, data: ImageData, maker: str, version: int, arguments: Mapping[str, Any], build: Build) -> Tensors:
-    """The tensors of ``<kind>/<name>.safetensors``, made by ``build(checkpoint, progress)`` unless the very same are there."""
+def artefact(
+    run: Run,
+    kind: str,
+    name: str,
+    data: ImageData,
+    maker: str,
+    version: int,
+    arguments: Mapping[str, Any],
+    build: Build,
+) -> Tensors:
+    """The tensors of ``<kind>/<name>.safetensors``, made by ``build(checkpoint, progress)`` unless the very same are
+    there.
+    """
     path = run.artefact(kind, f"{name}.safetensors")
     description = identity(run, data, maker, version, arguments)
     return store.make(path, description, lambda checkpoint: build(checkpoint, run.progress(name)))
@@ -88,7 +100,9 @@ def _distilled_set(run: Run, job: Job, name: str, given: Mapping[str, Any]) -> t
         n_classes=data.n_classes, mean=data.mean, std=data.std, method=name, dataset=data.name, ipc=job.ipc,
         network=network, seed=job.seed, settings=settings,
     )  # fmt: skip
-    own = identity(run, data, f"distill.{name}", method.version, settings | {"ipc": job.ipc, "seed": job.seed, "network": network})
+    own = identity(
+        run, data, f"distill.{name}", method.version, settings | {"ipc": job.ipc, "seed": job.seed, "network": network}
+    )
     stem = f"{name}_{data.name}_ipc{job.ipc}_s{job.seed}"
     path, curves = (run.artefact(kind, f"{stem}.safetensors") for kind in ("distilled", "histories"))
 
@@ -101,7 +115,10 @@ def _distilled_set(run: Run, job: Job, name: str, given: Mapping[str, Any]) -> t
     tensors = store.make(path, own | fields, build)
     history = store.expect(curves, own)
     columns = {"dataset": data.name, "method": name, "ipc": job.ipc, "set_seed": job.seed}
-    rows = [pd.DataFrame(columns | {"iteration": range(len(t)), "component": part, "value": t.numpy()}) for part, t in history.items()]
+    rows = [
+        pd.DataFrame(columns | {"iteration": range(len(t)), "component": part, "value": t.numpy()})
+        for part, t in history.items()
+    ]
     empty = pd.DataFrame(columns=[*columns, "iteration", "component", "value"])
     return distilled.assemble(tensors, fields).to(run.device), pd.concat(rows) if rows else empty
 
@@ -115,7 +132,9 @@ def scores(
     network_seeds: Sequence[int],
     compute: Compute = Compute(),
 ) -> Scores:
-    """Networks trained on every set under ``protocol``; kept set by set, so that a new set costs its own networks alone."""
+    """Networks trained on every set under ``protocol``; kept set by set, so that a new set costs its own networks
+    alone.
+    """
     predictions = [_predictions(run, data, architecture, one, protocol, network_seeds, compute) for one in sets]
     return evaluation.scores(torch.cat(predictions), sets, data, architecture, protocol, network_seeds)
 
@@ -143,7 +162,7 @@ def fingerprint(one: DistilledSet) -> str:
     digest = hashlib.sha256()
     for name, t in sorted(distilled.tensors(one).items()):
         digest.update(repr((name, tuple(t.shape), t.dtype)).encode())
-        digest.update(t.cpu().contiguous().numpy())
+        digest.update(t.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -169,7 +188,13 @@ def subset_pool(
 
 
 def early_pool(
-    run: Run, data: ImageData, architecture: Architecture, count: int, recipe: Recipe, seed: int, compute: Compute = Compute()
+    run: Run,
+    data: ImageData,
+    architecture: Architecture,
+    count: int,
+    recipe: Recipe,
+    seed: int,
+    compute: Compute = Compute(),
 ) -> Pool:
     """:func:`pools.early_networks`, kept."""
     arguments = _pool_arguments(architecture, count, recipe, seed, compute)

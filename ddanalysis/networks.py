@@ -1,7 +1,7 @@
 """K networks of one architecture as one immutable state.
 
-``Networks`` holds every parameter with a leading K. K = 1 is the ordinary case, K = 520 a model pool, K = 101 a leave-one-out study.
-Its methods are pure: they change nothing and draw nothing.
+``Networks`` holds every parameter with a leading K. K = 1 is the ordinary case, K = 520 a model pool, K = 101 a
+leave-one-out study. Its methods are pure: they change nothing and draw nothing.
 """
 
 import math
@@ -35,7 +35,7 @@ class Networks:
             raise ValueError(f"the state does not fit {self.architecture.name}: {odd[0]} is missing or not known")
         for name, weight in weights.items():
             if tuple(self.state[name].shape) != (len(self), *weight.shape):
-                raise ValueError(f"{name} is {tuple(self.state[name].shape)}: ({len(self)}, {', '.join(map(str, weight.shape))}) is needed")
+                raise ValueError(f"{name} is {tuple(self.state[name].shape)}: {(len(self), *weight.shape)} is needed")
 
     def __len__(self) -> int:
         return next(iter(self.state.values())).shape[0]
@@ -53,9 +53,9 @@ class Networks:
         """Where the parameters lie."""
         return next(iter(self.state.values())).device
 
-    def to(self, *target: torch.device | torch.dtype | str) -> "Networks":
+    def to(self, target: torch.device | torch.dtype | str) -> "Networks":
         """The same networks on another device or in another floating-point type."""
-        return replace(self, state={name: t.to(*target) for name, t in self.state.items()})
+        return replace(self, state={name: t.to(target) for name, t in self.state.items()})
 
     def trainable(self) -> list[str]:
         """Names of the parameters that training changes by gradients."""
@@ -74,7 +74,9 @@ class Networks:
         return self.architecture.logits(self.state, self.spread(x)).transpose(0, 1)
 
     def features(self, x: torch.Tensor, training: bool = False) -> torch.Tensor:
-        """Penultimate features (K, n, f), differentiable; ``training`` uses the batch's own statistics (batch normalisation)."""
+        """Penultimate features (K, n, f), differentiable; ``training`` uses the batch's own statistics (batch
+        normalisation).
+        """
         updated: Parameters | None = {} if training else None
         return self.architecture.features(self.state, self.spread(x), updated).transpose(0, 1)
 
@@ -92,7 +94,9 @@ class Networks:
 
     @torch.no_grad()
     def evaluate(self, x: torch.Tensor, y: torch.Tensor, compute: Compute = Compute()) -> "Outputs":
-        """Predictions, accuracies and losses of every network on images (n, c, h, w) with labels y, in bounded memory."""
+        """Predictions, accuracies and losses of every network on images (n, c, h, w) with labels y, in bounded
+        memory.
+        """
         _fits(self.architecture, x)
         together = min(networks_together(self.architecture, 64, x.device), len(self))
         per_pass = images_per_pass(self.architecture, together, x.device)
@@ -136,8 +140,8 @@ def create(
 ) -> Networks:
     """One freshly initialised network a seed; a network depends on its own seed alone.
 
-    ``initialisation`` is one of ``INITIALISATIONS``, or "" for the architecture's own ("default": PyTorch's). Biases are PyTorch's in
-    "default" and 0 otherwise; the gain is that of ReLU for Kaiming and 1 else.
+    ``initialisation`` is one of ``INITIALISATIONS``, or "" for the architecture's own ("default": PyTorch's). Biases
+    are PyTorch's in "default" and 0 otherwise; the gain is that of ReLU for Kaiming and 1 else.
     """
     initialisation = initialisation or architecture.initialisation
     checks.one_of("initialisation", initialisation, INITIALISATIONS)
@@ -172,12 +176,17 @@ def _initialise(t: torch.Tensor, weight: Weight, how: str, g: torch.Generator) -
 
 def stack(parts: Sequence[Networks]) -> Networks:
     """Networks of one architecture, one group after the other."""
+    names = sorted({part.architecture.name for part in parts})
     if len({part.architecture for part in parts}) != 1:
-        raise ValueError(f"networks of {sorted({part.architecture.name for part in parts})} cannot be one state: one architecture is needed")
-    return Networks(parts[0].architecture, {name: torch.cat([part.state[name] for part in parts]) for name in parts[0].state})
+        raise ValueError(f"networks of {', '.join(names)} cannot be one state: one architecture is needed")
+    return Networks(
+        parts[0].architecture, {name: torch.cat([part.state[name] for part in parts]) for name in parts[0].state}
+    )
 
 
 def _fits(architecture: Architecture, x: torch.Tensor) -> None:
     shape = (architecture.channels, architecture.size, architecture.size)
     if x.ndim != 4 or tuple(x.shape[1:]) != shape:
-        raise ValueError(f"images have shape {tuple(x.shape)}: {architecture.name} takes (n, {', '.join(map(str, shape))})")
+        raise ValueError(
+            f"images have shape {tuple(x.shape)}: {architecture.name} takes (n, {', '.join(map(str, shape))})"
+        )

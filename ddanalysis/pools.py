@@ -18,14 +18,34 @@ from ddanalysis.seeding import generator, stream_seed
 from ddanalysis.store import Checkpoint, Tensors
 from ddanalysis.training import Recipe
 
+KINDS = ("subset", "early")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Pool:
-    """Test predictions of R networks at U moments of their training."""
+    """What R networks trained on real data predict, each at U recorded moments. Making one checks it (``ValueError``).
 
-    name: str  # "subset" or "early"
-    predictions: torch.Tensor  # (R, U, n) class ids
-    updates: torch.Tensor  # (R, U) int64, updates done at each moment
+    ``name`` is "subset" (U = 1, the trained network) or "early". ``predictions`` (R, U, n) hold class ids of any
+    integer type, ``updates`` (R, U) int64 the number of updates done, rising within a run.
+    """
+
+    name: str
+    predictions: torch.Tensor
+    updates: torch.Tensor
+
+    def __post_init__(self) -> None:
+        checks.one_of("pool", self.name, KINDS)
+        check_ids(f"predictions of the {self.name} pool", self.predictions, 3)
+        if self.updates.dtype != torch.int64 or self.updates.shape != self.predictions.shape[:2]:
+            needed = f"int64 {tuple(self.predictions.shape[:2])} is needed"
+            raise ValueError(
+                f"updates of the {self.name} pool are {self.updates.dtype} {tuple(self.updates.shape)}: {needed}"
+            )
+        if bool((self.updates < 0).any()) or bool((self.updates.diff(dim=1) <= 0).any()):
+            raise ValueError(f"updates of the {self.name} pool must be at least 0 and rise within a run")
+        if self.name == "subset" and self.updates.shape[1] != 1:
+            recorded = self.updates.shape[1]
+            raise ValueError(f"the subset pool has {recorded} recorded updates a run: 1, the last, is needed")
 
 
 def subset_networks(
@@ -47,7 +67,15 @@ def subset_networks(
     seeds = [stream_seed(seed, "subset pool", k) for k in range(count)]
     fresh = networks.create(architecture, seeds, device=data.train_x.device)
     trained = training.train(
-        fresh, data.train_x, data.train_y, recipe, seeds, rows, compute=compute, checkpoint=checkpoint, progress=progress
+        fresh,
+        data.train_x,
+        data.train_y,
+        recipe,
+        seeds,
+        rows,
+        compute=compute,
+        checkpoint=checkpoint,
+        progress=progress,
     )
     outputs = trained.networks.evaluate(data.test_x, data.test_y, compute)
     updates = torch.tensor([[recipe.total_updates(len(own))] for own in rows])
@@ -74,7 +102,8 @@ def early_networks(
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Pool:
-    """``count`` networks on all training images, their test predictions after every update of ``recipe`` (the first included).
+    """``count`` networks on all training images, their test predictions after every update of ``recipe`` (the first
+    included).
 
     Published: 30 networks, 196 updates (one epoch) of batches of 256, SGD 0.01, momentum 0.9.
     """
@@ -90,3 +119,13 @@ def early_networks(
         fresh, data.train_x, data.train_y, recipe, seeds, None, predict, moments, compute, checkpoint, progress
     ).observed["predictions"]
     return Pool("early", observed, torch.tensor(list(moments)).expand(count, -1).contiguous())
+
+
+def check_ids(what: str, t: torch.Tensor, dimensions: int) -> None:
+    """``t`` holds class ids and is of ``dimensions`` dimensions, none of length 0."""
+    if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
+        raise ValueError(f"{what} are of type {t.dtype}: integer class ids are needed")
+    if t.ndim != dimensions or 0 in t.shape:
+        raise ValueError(f"{what} have shape {tuple(t.shape)}: {dimensions} dimensions, none of length 0, are needed")
+    if int(t.min()) < 0:
+        raise ValueError(f"{what} hold the class id {int(t.min())}: the lowest allowed is 0")

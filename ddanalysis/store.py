@@ -1,7 +1,8 @@
 """Artefacts on disk: safetensors files that carry what they were made with, written whole or not at all.
 
-An artefact is a dict of named tensors and one description (a JSON object). A maker reuses a file whose description is the one it
-would write and rebuilds any other; a reader refuses it. Only this module decides where artefacts and checkpoints lie.
+An artefact is a dict of named tensors and one description (a JSON object). A maker reuses a file whose description is
+the one it would write and rebuilds any other; a reader refuses it. Only this module decides where artefacts and
+checkpoints lie.
 """
 
 import glob
@@ -70,7 +71,9 @@ def read(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 def identity(description: dict[str, Any]) -> dict[str, Any]:
-    """What must agree for an artefact to be the one asked for: all but ``made_with`` (versions, kept for the reader)."""
+    """What must agree for an artefact to be the one asked for: all but ``made_with`` (versions, kept for the
+    reader).
+    """
     return {key: value for key, value in description.items() if key != "made_with"}
 
 
@@ -83,7 +86,9 @@ def matches(path: Path, description: dict[str, Any]) -> bool:
 
 
 def expect(path: Path, description: dict[str, Any]) -> Tensors:
-    """The tensors of an artefact, refused with a ``ValueError`` that names the first difference if it was made otherwise."""
+    """The tensors of an artefact, refused with a ``ValueError`` that names the first difference if it was made
+    otherwise.
+    """
     tensors, found = read(path)
     for key in sorted(set(identity(found)) | set(identity(description))):
         here, asked = found.get(key), description.get(key)

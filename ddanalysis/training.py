@@ -1,8 +1,9 @@
 """The one training loop: K networks, each with its own rows, batches, order and number of updates.
 
-Every loop over networks in the published code is a call of :func:`train`: model pools (own subsets), leave-one-out (own rows),
-repetitions (own seeds), early stopping (observed after every update). Batches and augmentations come from streams named by network,
-epoch and update, so the result does not depend on what was computed together, and an interrupted run resumes exactly.
+Every loop over networks in the published code is a call of :func:`train`: model pools (own subsets), leave-one-out
+(own rows), repetitions (own seeds), early stopping (observed after every update). Batches and augmentations come from
+streams named by network, epoch and update, so the result does not depend on what was computed together, and an
+interrupted run resumes exactly.
 """
 
 import math
@@ -25,10 +26,11 @@ Observer = Callable[[Networks], Tensors]
 class Recipe:
     """How one network is trained.
 
-    Exactly one of ``epochs`` and ``updates`` is given. ``batch_size`` None is the full batch, in row order; else each epoch is a fresh
-    permutation whose last batch may be short. The learning rate is multiplied by ``decay`` after each of the ``milestones`` (in epochs);
-    ``restart`` forgets the momentum there, as code that builds a new optimiser does. ``augment`` is a DSA strategy, "" for none.
-    SGD and Adam are PyTorch's, weight decay in the gradient.
+    Exactly one of ``epochs`` and ``updates`` is given. ``batch_size`` None is the full batch, in row order; else each
+    epoch is a fresh permutation whose last batch may be short. The learning rate is multiplied by ``decay`` after
+    each of the ``milestones`` (in epochs); ``restart`` forgets the momentum there, as code that builds a new
+    optimiser does. ``augment`` is a DSA strategy, "" for none. SGD and Adam are PyTorch's, weight decay in the
+    gradient.
     """
 
     epochs: int | None = None
@@ -46,7 +48,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.updates is None):
             raise ValueError(f"epochs is {self.epochs} and updates is {self.updates}: give exactly one of them")
-        checks.whole("epochs" if self.updates is None else "updates", self.epochs if self.updates is None else self.updates, 0)
+        for name, value in (("epochs", self.epochs), ("updates", self.updates)):
+            if value is not None:
+                checks.whole(name, value, 0)
         if self.batch_size is not None:
             checks.whole("batch_size", self.batch_size)
         checks.one_of("optimiser", self.optimiser, ("sgd", "adam"))
@@ -95,12 +99,14 @@ def train(
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Trained:
-    """Train every network on its rows of ``x`` (n, c, h, w) and ``y`` ((n,) ids or (n, classes) soft) and return new networks.
+    """Train every network on its rows of ``x`` (n, c, h, w) and ``y`` ((n,) ids or (n, classes) soft) and return new
+    networks.
 
-    ``seeds`` (K) name each network's batches and augmentations: equal seeds with equal rows share every batch. ``rows`` (K) are int64
-    row numbers or bool masks of length n; None is all rows for all. ``observe`` is called with the networks after each number of
-    updates in ``at`` (0 = before training) and returns tensors with a leading K. ``checkpoint`` makes a long run resume;
-    ``progress`` is called with the number of network updates just done. Raises ``ValueError`` before any work.
+    ``seeds`` (K) name each network's batches and augmentations: equal seeds with equal rows share every batch.
+    ``rows`` (K) are int64 row numbers or bool masks of length n; None is all rows for all. ``observe`` is called with
+    the networks after each number of updates in ``at`` (0 = before training) and returns tensors with a leading K.
+    ``checkpoint`` makes a long run resume; ``progress`` is called with the number of network updates just done.
+    Raises ``ValueError`` before any work.
     """
     plan = _plan(networks, x, y, recipe, seeds, rows, at)
     moments = sorted(set(at))
@@ -111,7 +117,9 @@ def train(
         for position, k in enumerate(chosen):
             done[k] = trained.networks[position], {name: t[position] for name, t in trained.observed.items()}
     order = [done[k] for k in range(len(networks))]
-    return Trained(stack([n for n, _ in order]), {name: torch.stack([o[name] for _, o in order]) for name in order[0][1]})
+    return Trained(
+        stack([n for n, _ in order]), {name: torch.stack([o[name] for _, o in order]) for name in order[0][1]}
+    )
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,9 @@ def _plan(
         if len(given) != len(networks):
             raise ValueError(f"{len(given)} {what} for {len(networks)} networks: one a network is needed")
     everything = torch.arange(len(x))
-    plan = [_Order(everything if rows is None else _row_numbers(rows[k], len(x), k), seed) for k, seed in enumerate(seeds)]
+    plan = [
+        _Order(everything if rows is None else _row_numbers(rows[k], len(x), k), seed) for k, seed in enumerate(seeds)
+    ]
     last = min(recipe.total_updates(len(order.rows)) for order in plan)
     late = [u for u in at if not 0 <= u <= last]
     if late:
@@ -158,7 +168,8 @@ def _row_numbers(rows: torch.Tensor, n: int, k: int) -> torch.Tensor:
 
 def _together(networks: Networks, recipe: Recipe, plan: list[_Order], device: torch.device) -> list[list[int]]:
     """Groups of networks that run in one pass: alike in number of updates and batches, of similar size."""
-    a, groups = networks.architecture, {}
+    a = networks.architecture
+    groups: dict[tuple[int, int, int], list[int]] = {}
     for k, order in enumerate(plan):
         n = len(order.rows)
         alike = (recipe.total_updates(n), recipe.batches_per_epoch(n), n if a.batch_statistics else 0)
@@ -234,10 +245,14 @@ class _Job:
         self._descend([self.state[name] for name in self.names], gradients, self.recipe.rate(epoch))
 
     def _batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Images (n, K * c, h, w), labels (n, K[, classes]) and loss weights (n, K) of this update; short batches are padded."""
+        """Images (n, K * c, h, w), labels (n, K[, classes]) and loss weights (n, K) of this update; short batches are
+        padded.
+        """
         rows = self._rows()
         index = torch.nn.utils.rnn.pad_sequence(rows)
-        weights = torch.nn.utils.rnn.pad_sequence([torch.full((len(r),), 1 / len(r), dtype=torch.float64) for r in rows])
+        weights = torch.nn.utils.rnn.pad_sequence(
+            [torch.full((len(r),), 1 / len(r), dtype=torch.float64) for r in rows]
+        )
         index = index.to(self.x.device)
         images = self.x[index] if not self.recipe.augment else self._augmented(rows, len(index))
         return images.flatten(1, 2), self.y[index], weights.to(self.x.device, self.x.dtype)
@@ -315,7 +330,9 @@ class _Job:
             self.averages[kind] = [saved[f"{kind}/{name}"].to(device) for name in self.names]
         prefix = "record/"
         self.records = {
-            name.removeprefix(prefix): list(t.to(device).unbind(1)) for name, t in saved.items() if name.startswith(prefix)
+            name.removeprefix(prefix): list(t.to(device).unbind(1))
+            for name, t in saved.items()
+            if name.startswith(prefix)
         }
 
 

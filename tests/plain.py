@@ -1,4 +1,6 @@
-"""Plain PyTorch counterparts of the zoo, written without the package, and one plain training: what the engine is compared with."""
+"""Plain PyTorch counterparts of the zoo, written without the package, and one plain training: what the engine is
+compared with.
+"""
 
 from collections import OrderedDict
 
@@ -38,7 +40,9 @@ def lenet(channels: int, size: int, classes: int) -> nn.Module:
 def mlp(channels: int, size: int, classes: int) -> nn.Module:
     """Two hidden layers of 128."""
     n = channels * size**2
-    layers = OrderedDict(flatten=nn.Flatten(), fc0=nn.Linear(n, 128), a0=nn.ReLU(), fc1=nn.Linear(128, 128), a1=nn.ReLU())
+    layers = OrderedDict(
+        flatten=nn.Flatten(), fc0=nn.Linear(n, 128), a0=nn.ReLU(), fc1=nn.Linear(128, 128), a1=nn.ReLU()
+    )
     return nn.Sequential(layers | OrderedDict(head=nn.Linear(128, classes)))
 
 

@@ -135,11 +135,14 @@ def test_images_have_their_own_parameters_unless_siamese(op):
     assert not torch.equal(own, augment(x, op, generator(2, op)))
 
 
-@pytest.mark.parametrize("op, shape, low, high", [
-    ("color", (3, 32, 32), [-0.5, 0.0, 0.5], [0.5, 2.0, 1.5]),
-    ("scale", (3, 32, 32), [1 / 1.2, 1 / 1.2], [1.2, 1.2]),
-    ("rotate", (3, 32, 32), [-math.pi / 12], [math.pi / 12]),
-])
+@pytest.mark.parametrize(
+    "op, shape, low, high",
+    [
+        ("color", (3, 32, 32), [-0.5, 0.0, 0.5], [0.5, 2.0, 1.5]),
+        ("scale", (3, 32, 32), [1 / 1.2, 1 / 1.2], [1.2, 1.2]),
+        ("rotate", (3, 32, 32), [-math.pi / 12], [math.pi / 12]),
+    ],
+)
 def test_continuous_parameters_fill_their_ranges_evenly(op, shape, low, high):
     p = draw(op, shape, generator(0, op), 20000).parameters
     low, high = torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)
@@ -151,17 +154,20 @@ def test_continuous_parameters_fill_their_ranges_evenly(op, shape, low, high):
         assert (torch.corrcoef(p.T) - torch.eye(p.shape[1])).abs().max() < 0.03
 
 
-@pytest.mark.parametrize("op, shape, rows, columns", [
-    ("crop", (1, 8, 8), (-1, 1), (-1, 1)),
-    ("crop", (1, 28, 28), (-4, 4), (-4, 4)),
-    ("crop", (3, 32, 32), (-4, 4), (-4, 4)),
-    ("crop", (3, 64, 32), (-8, 8), (-4, 4)),
-    ("cutout", (1, 8, 8), (-2, 6), (-2, 6)),
-    ("cutout", (1, 28, 28), (-7, 21), (-7, 21)),
-    ("cutout", (3, 32, 32), (-8, 24), (-8, 24)),
-    ("cutout", (3, 9, 32), (-2, 6), (-8, 24)),
-    ("flip", (1, 8, 8), (0, 1), None),
-])
+@pytest.mark.parametrize(
+    "op, shape, rows, columns",
+    [
+        ("crop", (1, 8, 8), (-1, 1), (-1, 1)),
+        ("crop", (1, 28, 28), (-4, 4), (-4, 4)),
+        ("crop", (3, 32, 32), (-4, 4), (-4, 4)),
+        ("crop", (3, 64, 32), (-8, 8), (-4, 4)),
+        ("cutout", (1, 8, 8), (-2, 6), (-2, 6)),
+        ("cutout", (1, 28, 28), (-7, 21), (-7, 21)),
+        ("cutout", (3, 32, 32), (-8, 24), (-8, 24)),
+        ("cutout", (3, 9, 32), (-2, 6), (-8, 24)),
+        ("flip", (1, 8, 8), (0, 1), None),
+    ],
+)
 def test_whole_parameters_take_each_value_equally_often(op, shape, rows, columns):
     p = draw(op, shape, generator(0, op), 20000).parameters
     for column, bounds in zip(p.T, (rows, columns), strict=False):
@@ -249,19 +255,22 @@ def flip(x, n=None, op="flip"):
     return apply(draw(op, (1, 8, 8), generator(0), n), x)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: parse_strategy("color_blur"), "unknown augmentation 'blur' in strategy .*: allowed are color, crop"),
-    (lambda: parse_strategy("None"), "unknown augmentation 'None'"),
-    (lambda: parse_strategy(None), "strategy is None: it must be text"),
-    (lambda: parse_strategy("flip_flip"), "names 'flip' 2 times"),
-    (lambda: draw("flip", (8, 8), generator(0)), r"image shape is \(8, 8\)"),
-    (lambda: draw("flip", (1, 0, 8), generator(0)), r"image shape is \(1, 0, 8\)"),
-    (lambda: draw("flip", (1, 8, 8), generator(0), 0), "number of images to augment is 0"),
-    (lambda: flip(torch.zeros(4, 1, 8, 8), n=3), "3 parameter sets were drawn for flip, 4 images were given"),
-    (lambda: flip(torch.zeros(4, 1, 8, 8), n=3, op=""), "3 parameter sets were drawn for no augmentation"),
-    (lambda: flip(torch.zeros(1, 8, 8)), r"shape \(1, 8, 8\)"),
-    (lambda: flip(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)), "type torch.uint8"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: parse_strategy("color_blur"), "unknown augmentation 'blur' in strategy .*: allowed are color, crop"),
+        (lambda: parse_strategy("None"), "unknown augmentation 'None'"),
+        (lambda: parse_strategy(None), "strategy is None: it must be text"),
+        (lambda: parse_strategy("flip_flip"), "names 'flip' 2 times"),
+        (lambda: draw("flip", (8, 8), generator(0)), r"image shape is \(8, 8\)"),
+        (lambda: draw("flip", (1, 0, 8), generator(0)), r"image shape is \(1, 0, 8\)"),
+        (lambda: draw("flip", (1, 8, 8), generator(0), 0), "number of images to augment is 0"),
+        (lambda: flip(torch.zeros(4, 1, 8, 8), n=3), "3 parameter sets were drawn for flip, 4 images were given"),
+        (lambda: flip(torch.zeros(4, 1, 8, 8), n=3, op=""), "3 parameter sets were drawn for no augmentation"),
+        (lambda: flip(torch.zeros(1, 8, 8)), r"shape \(1, 8, 8\)"),
+        (lambda: flip(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)), "type torch.uint8"),
+    ],
+)
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()

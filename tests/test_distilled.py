@@ -83,51 +83,57 @@ NAN = pixels()
 NAN[4, 0, 0, 0] = math.nan
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"x": pixels().double()}, "x is torch.strided of torch.float64: a dense tensor of torch.float32"),
-    ({"x": pixels().numpy()}, "x is a ndarray"),
-    ({"x": None}, "x is a NoneType"),
-    ({"x": pixels().to_sparse()}, "x is torch.sparse_coo"),
-    ({"x": torch.tensor(1.0)}, "x is a single number"),
-    ({"x": pixels()[0]}, r"distilled images have shape \(2, 4, 5\)"),
-    ({"x": pixels()[:0], "y": torch.zeros(0, dtype=torch.int64)}, "n >= 1"),
-    ({"x": NAN}, "distilled images hold NaN or infinite pixels, first in image 4"),
-    ({"y": torch.arange(6, dtype=torch.int32)}, "y is torch.strided of torch.int32"),
-    ({"y": torch.tensor(1)}, "y is a single number"),
-    ({"y": torch.arange(5) % 3}, "5 labels for 6 images"),
-    ({"y": torch.arange(6)}, "labels from 0 to 5: allowed are 0 to 2"),
-    ({"y": torch.arange(6) - 1}, "labels from -1 to 4"),
-    ({"y": torch.zeros(6, 1, dtype=torch.int64)}, r"shape \(6, 1\)"),
-    ({"y": torch.zeros(6, 4)}, r"soft labels of shape \(6, 4\): finite \(6, 3\) is needed"),
-    ({"y": torch.full((6, 3), math.inf)}, "soft labels"),
-    ({"n_classes": 1}, "n_classes is 1: it must be a whole number of at least 2"),
-    ({"n_classes": 3.0}, "n_classes is 3.0"),
-    ({"ipc": 0}, "ipc is 0"),
-    ({"seed": -1}, "seed is -1"),
-    ({"method": None}, "method is None: it must be text"),
-    ({"dataset": "a/b"}, "dataset is 'a/b': it must be text without slashes"),
-    ({"network": "Conv\nNet"}, "network is 'Conv"),
-    ({"mean": (0.1,)}, r"mean is \(0.1,\): 2 finite numbers are needed"),
-    ({"mean": (0.1, math.nan)}, "mean is"),
-    ({"mean": 0.1}, "mean is 0.1: 2 finite numbers"),
-    ({"std": (0.1, 0.0)}, "2 finite positive numbers are needed, one for each channel"),
-    ({"std": (0.1, "a")}, "std is"),
-    ({"learning_rates": torch.ones(1, 1)}, r"learning rates have shape \(1, 1\)"),
-    ({"learning_rates": torch.ones(0)}, r"learning rates have shape \(0,\)"),
-    ({"learning_rates": torch.tensor(0.1)}, "learning_rates is a single number"),
-    ({"learning_rates": torch.ones(2).double()}, "learning_rates is torch.strided of torch.float64"),
-    ({"learning_rates": torch.tensor([0.5, -0.25])}, "the learning rate of step 1 is -0.25"),
-    ({"learning_rates": torch.tensor([math.inf])}, "the learning rate of step 0 is inf"),
-    ({"learning_rates": torch.tensor([math.nan])}, "the learning rate of step 0 is nan"),
-    ({"order": torch.zeros(3, dtype=torch.int64)}, r"the order has shape \(3,\)"),
-    ({"order": torch.zeros(2, 0, dtype=torch.int64)}, r"the order has shape \(2, 0\)"),
-    ({"order": torch.tensor([[0, 6]])}, "the order names rows from 0 to 6: allowed are 0 to 5"),
-    ({"order": torch.tensor([[-1, 5]])}, "the order names rows from -1 to 5"),
-    ({"order": torch.zeros(3, 2).long(), "learning_rates": torch.ones(2)}, "2 learning rates for an order of 3 steps"),
-    ({"settings": {"a": math.nan}}, "cannot be written as JSON"),
-    ({"settings": {"a": torch.ones(1)}}, "cannot be written as JSON"),
-    ({"settings": [1]}, "settings are a list"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"x": pixels().double()}, "x is torch.strided of torch.float64: a dense tensor of torch.float32"),
+        ({"x": pixels().numpy()}, "x is a ndarray"),
+        ({"x": None}, "x is a NoneType"),
+        ({"x": pixels().to_sparse()}, "x is torch.sparse_coo"),
+        ({"x": torch.tensor(1.0)}, "x is a single number"),
+        ({"x": pixels()[0]}, r"distilled images have shape \(2, 4, 5\)"),
+        ({"x": pixels()[:0], "y": torch.zeros(0, dtype=torch.int64)}, "n >= 1"),
+        ({"x": NAN}, "distilled images hold NaN or infinite pixels, first in image 4"),
+        ({"y": torch.arange(6, dtype=torch.int32)}, "y is torch.strided of torch.int32"),
+        ({"y": torch.tensor(1)}, "y is a single number"),
+        ({"y": torch.arange(5) % 3}, "5 labels for 6 images"),
+        ({"y": torch.arange(6)}, "labels from 0 to 5: allowed are 0 to 2"),
+        ({"y": torch.arange(6) - 1}, "labels from -1 to 4"),
+        ({"y": torch.zeros(6, 1, dtype=torch.int64)}, r"shape \(6, 1\)"),
+        ({"y": torch.zeros(6, 4)}, r"soft labels of shape \(6, 4\): finite \(6, 3\) is needed"),
+        ({"y": torch.full((6, 3), math.inf)}, "soft labels"),
+        ({"n_classes": 1}, "n_classes is 1: it must be a whole number of at least 2"),
+        ({"n_classes": 3.0}, "n_classes is 3.0"),
+        ({"ipc": 0}, "ipc is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"method": None}, "method is None: it must be text"),
+        ({"dataset": "a/b"}, "dataset is 'a/b': it must be text without slashes"),
+        ({"network": "Conv\nNet"}, "network is 'Conv"),
+        ({"mean": (0.1,)}, r"mean is \(0.1,\): 2 finite numbers are needed"),
+        ({"mean": (0.1, math.nan)}, "mean is"),
+        ({"mean": 0.1}, "mean is 0.1: 2 finite numbers"),
+        ({"std": (0.1, 0.0)}, "2 finite positive numbers are needed, one for each channel"),
+        ({"std": (0.1, "a")}, "std is"),
+        ({"learning_rates": torch.ones(1, 1)}, r"learning rates have shape \(1, 1\)"),
+        ({"learning_rates": torch.ones(0)}, r"learning rates have shape \(0,\)"),
+        ({"learning_rates": torch.tensor(0.1)}, "learning_rates is a single number"),
+        ({"learning_rates": torch.ones(2).double()}, "learning_rates is torch.strided of torch.float64"),
+        ({"learning_rates": torch.tensor([0.5, -0.25])}, "the learning rate of step 1 is -0.25"),
+        ({"learning_rates": torch.tensor([math.inf])}, "the learning rate of step 0 is inf"),
+        ({"learning_rates": torch.tensor([math.nan])}, "the learning rate of step 0 is nan"),
+        ({"order": torch.zeros(3, dtype=torch.int64)}, r"the order has shape \(3,\)"),
+        ({"order": torch.zeros(2, 0, dtype=torch.int64)}, r"the order has shape \(2, 0\)"),
+        ({"order": torch.tensor([[0, 6]])}, "the order names rows from 0 to 6: allowed are 0 to 5"),
+        ({"order": torch.tensor([[-1, 5]])}, "the order names rows from -1 to 5"),
+        (
+            {"order": torch.zeros(3, 2).long(), "learning_rates": torch.ones(2)},
+            "2 learning rates for an order of 3 steps",
+        ),
+        ({"settings": {"a": math.nan}}, "cannot be written as JSON"),
+        ({"settings": {"a": torch.ones(1)}}, "cannot be written as JSON"),
+        ({"settings": [1]}, "settings are a list"),
+    ],
+)
 def test_a_wrong_field_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make(**changes)
@@ -234,13 +240,16 @@ def test_a_set_fits_its_data_within_the_tolerance():
     assert fits(make(), data(mean=(0.10009, 0.2), std=(0.3, 0.39995))) is None
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"shape": (2, 5, 4)}, r"shape \(2, 4, 5\), .* of \(2, 5, 4\)"),
-    ({"n_classes": 10}, "has 3 classes, the dataset digits has 10"),
-    ({"mean": (0.1002, 0.2)}, r"normalised with mean \(0.1, 0.2\), the dataset digits with \(0.1002, 0.2\)"),
-    ({"std": (0.3, 0.3998)}, "normalised with std"),
-    ({"std": (0.3,)}, "normalised with std"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"shape": (2, 5, 4)}, r"shape \(2, 4, 5\), .* of \(2, 5, 4\)"),
+        ({"n_classes": 10}, "has 3 classes, the dataset digits has 10"),
+        ({"mean": (0.1002, 0.2)}, r"normalised with mean \(0.1, 0.2\), the dataset digits with \(0.1002, 0.2\)"),
+        ({"std": (0.3, 0.3998)}, "normalised with std"),
+        ({"std": (0.3,)}, "normalised with std"),
+    ],
+)
 def test_a_set_that_does_not_fit_is_refused_with_both_names(changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         fits(make(), data(**changes))

@@ -111,10 +111,20 @@ def test_recognition_scores_test_and_sets_after_every_update():
     ]  # fmt: skip
     assert len(table) == 2 * 3 * 3
     seed = recognition.stream_seed(7, "early recognition")
-    net = training.train(networks.create(ARCHITECTURE, [seed]), data.train_x, data.train_y, Recipe(updates=2, batch_size=16), [seed])
-    for target, x, y, own in (("test", data.test_x, data.test_y, {"method": "real"}), ("set", sets[1].x, sets[1].y, {"set_seed": 1})):
+    net = training.train(
+        networks.create(ARCHITECTURE, [seed]), data.train_x, data.train_y, Recipe(updates=2, batch_size=16), [seed]
+    )
+    for target, x, y, own in (
+        ("test", data.test_x, data.test_y, {"method": "real"}),
+        ("set", sets[1].x, sets[1].y, {"set_seed": 1}),
+    ):
         column, value = next(iter(own.items()))
-        row = table[(table["network_seed"] == 7) & (table["update"] == 2) & (table["target"] == target) & (table[column] == value)]
+        row = table[
+            (table["network_seed"] == 7)
+            & (table["update"] == 2)
+            & (table["target"] == target)
+            & (table[column] == value)
+        ]
         outputs = net.networks.evaluate(x, y)
         assert row["accuracy"].item() == pytest.approx(float(outputs.accuracy[0]))
         assert row["loss"].item() == pytest.approx(float(outputs.loss[0]))
@@ -123,7 +133,9 @@ def test_recognition_scores_test_and_sets_after_every_update():
 def test_recognised_first_counts_the_lead_over_the_test_images():
     data = toy_data()
     found = {
-        "accuracy": torch.tensor([[[0.1, 0.2], [0.3, 0.9], [0.6, 1.0]], [[0.1, 0.0], [0.2, 0.1], [0.7, 0.4]]], dtype=torch.float64),
+        "accuracy": torch.tensor(
+            [[[0.1, 0.2], [0.3, 0.9], [0.6, 1.0]], [[0.1, 0.0], [0.2, 0.1], [0.7, 0.4]]], dtype=torch.float64
+        ),
         "loss": torch.zeros(2, 3, 2, dtype=torch.float64),
     }
     table = recognition.recognition_table(found, [a_set(data)], "toy", "net", [0, 1], [0, 10, 20])

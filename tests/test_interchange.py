@@ -200,32 +200,35 @@ def test_a_file_of_this_package_needs_no_provenance(tmp_path):
 # ---- what is refused
 
 
-@pytest.mark.parametrize("held, message", [
-    ({"data": pixels()}, "a dict with 'data' and 'label' is needed"),
-    ({"compressor": {}}, "holds a dict with 'compressor'"),
-    ({}, "holds a dict with nothing"),
-    ([pixels(), Y], "holds a list"),
-    ({"data": pixels()[0], "label": Y}, r"images have shape \(1, 4, 4\)"),
-    ({"data": torch.tensor(1.0), "label": Y}, r"images have shape \(\)"),
-    ({"data": pixels() * float("nan"), "label": Y}, "NaN"),
-    ({"data": pixels().double() * 1e300, "label": Y}, "infinite"),
-    ({"data": pixels().byte(), "label": Y}, "the images are a tensor of .* torch.uint8.*: a dense floating-point"),
-    ({"data": pixels().to_sparse(), "label": Y}, "torch.sparse_coo"),
-    ({"data": pixels().to("meta"), "label": Y}, "on meta"),
-    ({"data": "pixels", "label": Y}, "the images are a str"),
-    ({"data": pixels(), "label": Y[:5]}, "5 labels for 6 images"),
-    ({"data": pixels(), "label": Y - 1}, "labels from -1 to 1"),
-    ({"data": pixels(), "label": Y.float()}, "soft labels of shape"),
-    ({"data": pixels(), "label": Y > 0}, "the labels are .* torch.bool"),
-    ({"data": pixels(), "label": Y[:0]}, "the labels are"),
-    ({"data": pixels(), "label": [0, 0, 1, 1, 2, 2]}, "the labels are a list"),
-    ({"data": pixels(), "label": torch.zeros(6, dtype=torch.int64)}, "n_classes is 1"),
-    ({"data": pixels(), "label": SOFT / 0}, "soft labels"),
-    ({"data": pixels(n=5), "label": Y[:5]}, "5 images for 3 classes: ipc must be given"),
-    ({"data": []}, "holds 0, counted from 0"),
-    ({"data": [[pixels()]]}, r"a list of \[images, labels\], is needed"),
-    ({"data": [[pixels(), Y[:4]]]}, "4 labels for 6 images"),
-])
+@pytest.mark.parametrize(
+    "held, message",
+    [
+        ({"data": pixels()}, "a dict with 'data' and 'label' is needed"),
+        ({"compressor": {}}, "holds a dict with 'compressor'"),
+        ({}, "holds a dict with nothing"),
+        ([pixels(), Y], "holds a list"),
+        ({"data": pixels()[0], "label": Y}, r"images have shape \(1, 4, 4\)"),
+        ({"data": torch.tensor(1.0), "label": Y}, r"images have shape \(\)"),
+        ({"data": pixels() * float("nan"), "label": Y}, "NaN"),
+        ({"data": pixels().double() * 1e300, "label": Y}, "infinite"),
+        ({"data": pixels().byte(), "label": Y}, "the images are a tensor of .* torch.uint8.*: a dense floating-point"),
+        ({"data": pixels().to_sparse(), "label": Y}, "torch.sparse_coo"),
+        ({"data": pixels().to("meta"), "label": Y}, "on meta"),
+        ({"data": "pixels", "label": Y}, "the images are a str"),
+        ({"data": pixels(), "label": Y[:5]}, "5 labels for 6 images"),
+        ({"data": pixels(), "label": Y - 1}, "labels from -1 to 1"),
+        ({"data": pixels(), "label": Y.float()}, "soft labels of shape"),
+        ({"data": pixels(), "label": Y > 0}, "the labels are .* torch.bool"),
+        ({"data": pixels(), "label": Y[:0]}, "the labels are"),
+        ({"data": pixels(), "label": [0, 0, 1, 1, 2, 2]}, "the labels are a list"),
+        ({"data": pixels(), "label": torch.zeros(6, dtype=torch.int64)}, "n_classes is 1"),
+        ({"data": pixels(), "label": SOFT / 0}, "soft labels"),
+        ({"data": pixels(n=5), "label": Y[:5]}, "5 images for 3 classes: ipc must be given"),
+        ({"data": []}, "holds 0, counted from 0"),
+        ({"data": [[pixels()]]}, r"a list of \[images, labels\], is needed"),
+        ({"data": [[pixels(), Y[:4]]]}, "4 labels for 6 images"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 def test_a_wrong_content_is_refused_with_the_file_named(tmp_path, held, message):
     path = keep(tmp_path / "wrong.pt", held)
@@ -234,16 +237,19 @@ def test_a_wrong_content_is_refused_with_the_file_named(tmp_path, held, message)
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"mean": None}, "does not say how its images are normalised: mean must be given"),
-    ({"mean": None, "std": None}, "mean and std must be given"),
-    ({"mean": (0.5, 0.5)}, r"mean is \(0.5, 0.5\): 1 finite numbers"),
-    ({"n_classes": 0}, "n_classes is 0"),
-    ({"n_classes": 2}, "labels from 0 to 2: allowed are 0 to 1"),
-    ({"n_classes": 4}, "6 images for 4 classes: ipc must be given"),
-    ({"ipc": 0}, "ipc is 0"),
-    ({"method": "a/b"}, "method is 'a/b'"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"mean": None}, "does not say how its images are normalised: mean must be given"),
+        ({"mean": None, "std": None}, "mean and std must be given"),
+        ({"mean": (0.5, 0.5)}, r"mean is \(0.5, 0.5\): 1 finite numbers"),
+        ({"n_classes": 0}, "n_classes is 0"),
+        ({"n_classes": 2}, "labels from 0 to 2: allowed are 0 to 1"),
+        ({"n_classes": 4}, "6 images for 4 classes: ipc must be given"),
+        ({"ipc": 0}, "ipc is 0"),
+        ({"method": "a/b"}, "method is 'a/b'"),
+    ],
+)
 def test_a_wrong_provenance_is_refused(tmp_path, changes, message):
     path = keep(tmp_path / "0.pt", {"data": pixels(), "label": Y})
     with pytest.raises(ValueError, match=message):
@@ -267,13 +273,16 @@ def test_an_experiment_that_is_not_there_is_refused(tmp_path, experiment):
         read_dc(dc_file(tmp_path / "res.pt"), experiment, **SPACE)
 
 
-@pytest.mark.parametrize("rate, message", [
-    (torch.tensor(-0.1), "the learning rate of step 0 is -0.1"),
-    (torch.tensor(float("nan")), "the learning rate of step 0 is nan"),
-    (torch.tensor([]), "learning rates have shape"),
-    (torch.tensor(1), "the learning rates are a tensor"),
-    ("0.1", "the learning rates are a str"),
-])
+@pytest.mark.parametrize(
+    "rate, message",
+    [
+        (torch.tensor(-0.1), "the learning rate of step 0 is -0.1"),
+        (torch.tensor(float("nan")), "the learning rate of step 0 is nan"),
+        (torch.tensor([]), "learning rates have shape"),
+        (torch.tensor(1), "the learning rates are a tensor"),
+        ("0.1", "the learning rates are a str"),
+    ],
+)
 def test_a_wrong_learning_rate_is_refused(tmp_path, rate, message):
     paths = [keep(tmp_path / name, t) for name, t in (("a.pt", pixels()), ("b.pt", Y), ("c.pt", rate))]
     with pytest.raises(ValueError, match=message):
@@ -320,11 +329,14 @@ class Trap:
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before torch 1.6"])
 @pytest.mark.parametrize("wrap", [lambda t: t, lambda t: {"data": pixels(), "label": Y, "more": t}], ids=["bare", "in"])
-@pytest.mark.parametrize("function, arguments, name", [
-    (os.mkdir, ("{}",), "posix.mkdir|nt.mkdir"),
-    (exec, ("open({!r}, 'w')",), "exec"),
-    (np.load, ("{}",), "numpy.load"),
-])
+@pytest.mark.parametrize(
+    "function, arguments, name",
+    [
+        (os.mkdir, ("{}",), "posix.mkdir|nt.mkdir"),
+        (exec, ("open({!r}, 'w')",), "exec"),
+        (np.load, ("{}",), "numpy.load"),
+    ],
+)
 def test_a_call_hidden_in_a_file_is_refused_and_not_made(tmp_path, legacy, wrap, function, arguments, name):
     trace = tmp_path / "trace"
     trap = Trap(function, *(a.format(str(trace)) for a in arguments))

@@ -50,6 +50,17 @@ def test_parameter_counts_are_the_published_ones(name, shape, classes, options, 
     assert build(name, shape, classes, **options).parameter_count() == count
 
 
+def test_width_0_is_the_published_width_and_names_say_what_differs():
+    assert build("ConvNet", (3, 32, 32), 10, width=0) == build("ConvNet", (3, 32, 32), 10)
+    assert build("LeNet", (3, 32, 32), 10, width=0).name == "LeNet"
+    assert build("ConvNet-Tiny", (3, 32, 32), 10, width=0).name == "ConvNet-W16"
+    assert build("ConvNet", (3, 32, 32), 10, width=32, norm="batch").name == "ConvNet-W32-batch"
+    assert (
+        build("ResNet18-IN", (3, 32, 32), 10).name == "ResNet18-IN"
+        and build("ResNet14", (3, 32, 32), 10).name == "ResNet14"
+    )
+
+
 def test_the_vocabulary_names_the_zoo():
     assert tuple(ZOO) == tuple(parameters.NETWORKS)
 
@@ -152,16 +163,22 @@ def test_logits_are_differentiable_in_images_and_parameters():
 BAD = [
     (lambda: build("ConvNet5", (1, 8, 8), 10), "unknown network 'ConvNet5'"),
     (lambda: build("ConvNet", (1, 8, 9), 10), "8 x 9"),
-    (lambda: build("ConvNet", (1, 8, 8), 10, width=0), "width is 0"),
+    (lambda: build("ConvNet", (1, 8, 8), 10, width=-1), "width is -1"),
     (lambda: build("ConvNet", (1, 8, 8), 10, norm="batchnorm"), "unknown ConvNet norm 'batchnorm'"),
-    (lambda: build("ConvNet", (1, 8, 8), 10, colour=1), "does not take the options"),
-    (lambda: build("LeNet", (1, 8, 8), 10, width=3), "does not take the options"),
+    (lambda: build("ConvNet", (1, 8, 8), 10, colour=1), "unknown option of ConvNet 'colour'"),
+    (lambda: build("LeNet", (1, 8, 8), 10, width=3), "unknown option of LeNet 'width'"),
     (lambda: build("ConvNet", (1, 8, 8), 0), "classes is 0"),
     (lambda: networks.create(build("MLP", (1, 8, 8), 10), []), "at least 1 network"),
     (lambda: networks.create(build("MLP", (1, 8, 8), 10), [-1]), "seed is -1"),
     (lambda: networks.create(build("MLP", (1, 8, 8), 10), [0], "he"), "unknown initialisation 'he'"),
-    (lambda: networks.create(build("MLP", (1, 8, 8), 10), [0]).evaluate(torch.zeros(2, 3, 8, 8), torch.zeros(2)), "takes"),
-    (lambda: networks.create(build("MLP", (1, 8, 8), 10), [0]).spread(torch.zeros(2, 3, 1, 8, 8)), r"or \(1, n, c, h, w\)"),
+    (
+        lambda: networks.create(build("MLP", (1, 8, 8), 10), [0]).evaluate(torch.zeros(2, 3, 8, 8), torch.zeros(2)),
+        "takes",
+    ),
+    (
+        lambda: networks.create(build("MLP", (1, 8, 8), 10), [0]).spread(torch.zeros(2, 3, 1, 8, 8)),
+        r"or \(1, n, c, h, w\)",
+    ),
     (lambda: networks.Networks(build("MLP", (1, 8, 8), 10), {}), "missing or not known"),
     (lambda: Compute("float16"), "unknown precision"),
 ]

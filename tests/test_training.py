@@ -20,7 +20,8 @@ CASES = {
     "mlp": ("MLP", (1, 8, 8), {}, lambda: plain.mlp(1, 8, 3)),
     "resnet14": ("ResNet14", (3, 8, 8), {}, lambda: plain.ResNet(3, 3, (2, 2, 2), (16, 32, 64), "batch")),
     "resnet-in": (
-        "ResNet18-IN", (3, 16, 16), {"widths": (4, 8), "blocks": (1, 1)}, lambda: plain.ResNet(3, 3, (1, 1), (4, 8), "instance"),
+        "ResNet18-IN", (3, 16, 16), {"widths": (4, 8), "blocks": (1, 1)},
+        lambda: plain.ResNet(3, 3, (1, 1), (4, 8), "instance"),
     ),
 }  # fmt: skip
 RECIPES = {
@@ -118,7 +119,9 @@ def test_does_not_depend_on_what_is_computed_together(strategy):
 def test_equal_seeds_share_batches_and_different_ones_do_not():
     a, (x, y) = build("MLP", (1, 8, 8), 3), toy((1, 8, 8))
     nets = networks.create(a, [1, 1, 1])
-    t = training.train(nets, x.float(), y, Recipe(updates=3, batch_size=5), seeds=[2, 2, 3]).networks.state["head.weight"]
+    t = training.train(nets, x.float(), y, Recipe(updates=3, batch_size=5), seeds=[2, 2, 3]).networks.state[
+        "head.weight"
+    ]
     assert torch.equal(t[0], t[1]) and not torch.equal(t[0], t[2])
 
 
@@ -134,10 +137,14 @@ def test_training_slices_a_wide_batch_without_changing_it(monkeypatch):
 def test_observes_at_the_chosen_updates_only():
     a, (x, y) = build("MLP", (1, 8, 8), 3), toy((1, 8, 8))
     nets, recipe = networks.create(a, [1, 2]), Recipe(updates=5, batch_size=5)
-    trained = training.train(nets, x.float(), y, recipe, [3, 4], observe=lambda n: {"w": n.state["head.bias"]}, at=(0, 2, 5))
+    trained = training.train(
+        nets, x.float(), y, recipe, [3, 4], observe=lambda n: {"w": n.state["head.bias"]}, at=(0, 2, 5)
+    )
     seen = trained.observed["w"]
     assert seen.shape == (2, 3, 3)
-    assert torch.equal(seen[:, 0], nets.state["head.bias"]) and torch.equal(seen[:, 2], trained.networks.state["head.bias"])
+    assert torch.equal(seen[:, 0], nets.state["head.bias"]) and torch.equal(
+        seen[:, 2], trained.networks.state["head.bias"]
+    )
     early = training.train(nets, x.float(), y, Recipe(updates=2, batch_size=5), [3, 4]).networks
     assert torch.equal(seen[:, 1], early.state["head.bias"])
 

@@ -1,4 +1,6 @@
-"""When, while a network learns real data, does it learn to recognise a distilled set? (Yang et al. 2024, section 4.2)"""
+"""When, while a network learns real data, does it learn to recognise a distilled set? (Yang et al. 2024, section
+4.2)
+"""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
@@ -29,10 +31,11 @@ def follow(
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Tensors:
-    """Train one network a seed on the real training images and score the test images and every set after each update in ``at``.
+    """Train one network a seed on the real training images and score the test images and every set after each update
+    in ``at``.
 
-    Returns ``accuracy`` (shares of 1) and ``loss`` (mean cross-entropy), each (networks, updates, 1 + sets) float64; column 0 is the
-    test images. Published: 1 network, 300 updates of batches of 256, SGD 0.01, momentum 0.9.
+    Returns ``accuracy`` (shares of 1) and ``loss`` (mean cross-entropy), each (networks, updates, 1 + sets) float64;
+    column 0 is the test images. Published: 1 network, 300 updates of batches of 256, SGD 0.01, momentum 0.9.
     """
     for one in sets:
         fits(one, data)
@@ -42,7 +45,10 @@ def follow(
 
     def score(now: Networks) -> Tensors:
         found = [now.evaluate(x, y, compute) for x, y in targets]
-        return {"accuracy": torch.stack([f.accuracy for f in found], 1), "loss": torch.stack([f.loss for f in found], 1)}
+        return {
+            "accuracy": torch.stack([f.accuracy for f in found], 1),
+            "loss": torch.stack([f.loss for f in found], 1),
+        }
 
     fresh = networks.create(architecture, seeds, device=device)
     trained = training.train(
@@ -61,25 +67,39 @@ def recognition_table(
 ) -> pd.DataFrame:
     """What :func:`follow` found, one row a network, update and target.
 
-    Columns dataset, method, ipc, network, set_seed, network_seed, update, target, accuracy, loss; ``target`` is "test" or "set", and the
-    test rows have method "real" with no ipc and no set_seed.
+    Columns dataset, method, ipc, network, set_seed, network_seed, update, target, accuracy, loss; ``target`` is
+    "test" or "set", and the test rows have method "real" with no ipc and no set_seed.
     """
-    what = [{"method": "real", "ipc": None, "set_seed": None, "target": "test"}]
+    what: list[dict[str, object]] = [{"method": "real", "ipc": None, "set_seed": None, "target": "test"}]
     what += [{"method": s.method, "ipc": s.ipc, "set_seed": s.seed, "target": "set"} for s in sets]
     moments = sorted(set(at))
-    index = pd.MultiIndex.from_product([network_seeds, moments, range(len(what))], names=["network_seed", "update", "column"])
+    index = pd.MultiIndex.from_product(
+        [network_seeds, moments, range(len(what))], names=["network_seed", "update", "column"]
+    )
     values = {name: followed[name].flatten().numpy() for name in ("accuracy", "loss")}
     table = pd.DataFrame(values, index=index).reset_index().join(pd.DataFrame(what), on="column")
     table = table.astype({"ipc": "Int64", "set_seed": "Int64"}).assign(dataset=dataset, network=network)
-    columns = ["dataset", "method", "ipc", "network", "set_seed", "network_seed", "update", "target", "accuracy", "loss"]
+    columns = [
+        "dataset",
+        "method",
+        "ipc",
+        "network",
+        "set_seed",
+        "network_seed",
+        "update",
+        "target",
+        "accuracy",
+        "loss",
+    ]
     return table[columns]
 
 
 def recognised_first(table: pd.DataFrame, level: float) -> pd.DataFrame:
-    """First update at which each network scores at least ``level`` on a target, and how much earlier that is than on the test images.
+    """First update at which each network scores at least ``level`` on a target, and how much earlier that is than on
+    the test images.
 
-    One row a set and network: columns dataset, method, ipc, network, set_seed, network_seed, level, update, test_update, lead (updates;
-    missing where the level was never reached).
+    One row a set and network: columns dataset, method, ipc, network, set_seed, network_seed, level, update,
+    test_update, lead (updates; missing where the level was never reached).
     """
     reached = table[table["accuracy"] >= level]
     test = reached[reached["target"] == "test"].groupby("network_seed")["update"].min()
@@ -100,7 +120,9 @@ def followed(
     network_seeds: Sequence[int],
     compute: Compute = Compute(),
 ) -> pd.DataFrame:
-    """:func:`follow` after every update of ``recipe``, the state before the first included, kept as an artefact; its table."""
+    """:func:`follow` after every update of ``recipe``, the state before the first included, kept as an artefact; its
+    table.
+    """
     moments = range(recipe.total_updates(len(data.train_y)) + 1)
     arguments = {
         "sets": [makers.fingerprint(one) for one in sets],

@@ -46,17 +46,20 @@ def k_means(job: Job) -> Made:
 
 
 def herding(job: Job, epochs: int = 20) -> Made:
-    """Real images picked one by one so that the mean of their features stays nearest to that of their class (Welling 2009).
+    """Real images picked one by one so that the mean of their features stays nearest to that of their class (Welling
+    2009).
 
-    Features are the penultimate ones of one network of the job's architecture, trained ``epochs`` epochs on the real training images
-    (SGD 0.01, momentum 0.9, batch 256); 0 epochs leave it as initialised.
+    Features are the penultimate ones of one network of the job's architecture, trained ``epochs`` epochs on the real
+    training images (SGD 0.01, momentum 0.9, batch 256); 0 epochs leave it as initialised.
     """
     checks.whole("epochs of herding", epochs, 0)
     data, seed = job.data, stream_seed(job.seed, "herding network")
     net = networks.create(job.architecture, [seed], device=data.train_x.device)
     if epochs:
         recipe = Recipe(epochs=epochs)
-        net = training.train(net, data.train_x, data.train_y, recipe, [seed], checkpoint=job.checkpoint, progress=job.progress).networks
+        net = training.train(
+            net, data.train_x, data.train_y, recipe, [seed], checkpoint=job.checkpoint, progress=job.progress
+        ).networks
     rows = []
     for c in range(data.n_classes):
         own = _rows(job, c)

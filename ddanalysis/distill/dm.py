@@ -1,8 +1,8 @@
 """DM, distribution matching (Zhao and Bilen, *Dataset condensation with distribution matching*, WACV 2023).
 
-Each iteration draws a fresh network, and moves the images of every class so that the mean of their penultimate features, under one
-shared augmentation a class, approaches that of a batch of real images:
-L = sum_c || mean psi(A_c(real_c)) - mean psi(A_c(synthetic_c)) ||^2.
+Each iteration draws a fresh network, and moves the images of every class so that the mean of their penultimate
+features, under one shared augmentation a class, approaches that of a batch of real images: L = sum_c || mean
+psi(A_c(real_c)) - mean psi(A_c(synthetic_c)) ||^2.
 """
 
 import torch
@@ -32,8 +32,9 @@ def distribution_matching(
 ) -> Made:
     """Distil by matching feature means; the defaults are the published ones.
 
-    ``rate`` None is :func:`image_rate`, ``strategy`` None the dataset's DSA strategy ("" for no augmentation). ``history`` has the loss of
-    every iteration. Raises ``ValueError`` if a class has fewer than ``batch_real`` images.
+    ``rate`` None is :func:`image_rate`, ``strategy`` None the dataset's DSA strategy ("" for no augmentation).
+    ``history`` has the loss of every iteration. Raises ``ValueError`` if a class has fewer than ``batch_real``
+    images.
     """
     rate = image_rate(job.data.name, job.ipc) if rate is None else rate
     strategy = dsa_strategy(job.data.name) if strategy is None else strategy
@@ -45,7 +46,9 @@ def distribution_matching(
     x, velocity, losses = _resume(job, initialisation)
     by_class = [(job.data.train_y == c).nonzero()[:, 0] for c in range(job.data.n_classes)]
     if min(len(rows) for rows in by_class) < batch_real:
-        raise ValueError(f"batch_real is {batch_real}: the smallest class of {job.data.name} has {min(map(len, by_class))} images")
+        raise ValueError(
+            f"batch_real is {batch_real}: the smallest class of {job.data.name} has {min(map(len, by_class))} images"
+        )
     for iteration in range(len(losses), iterations):
         real = torch.stack([_draw(rows, batch_real, job.seed, iteration, c) for c, rows in enumerate(by_class)])
         loss, gradient = _gradient(job, x, real, strategy, iteration)
@@ -73,10 +76,15 @@ def _draw(rows: torch.Tensor, n: int, seed: int, iteration: int, c: int) -> torc
     return rows[torch.randperm(len(rows), generator=generator(seed, "real batch", iteration, c))[:n].to(rows.device)]
 
 
-def _gradient(job: Job, x: torch.Tensor, real: torch.Tensor, strategy: str, iteration: int) -> tuple[float, torch.Tensor]:
+def _gradient(
+    job: Job, x: torch.Tensor, real: torch.Tensor, strategy: str, iteration: int
+) -> tuple[float, torch.Tensor]:
     """The loss of one iteration and its gradient in the images ``x``; ``real`` (classes, batch) are row numbers."""
     net = networks.create(job.architecture, [stream_seed(job.seed, "DM network", iteration)], device=x.device)
-    draws = [augment.draw(strategy, job.data.shape, generator(job.seed, "DM augmentation", iteration, c)) for c in range(len(real))]
+    draws = [
+        augment.draw(strategy, job.data.shape, generator(job.seed, "DM augmentation", iteration, c))
+        for c in range(len(real))
+    ]
     with torch.no_grad():
         target = torch.cat([_means(net, job.data.train_x[real[g]], draws[g]) for g in _groups(job, real.shape[1])])
     total, gradients = 0.0, []

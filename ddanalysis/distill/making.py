@@ -16,7 +16,9 @@ from ddanalysis.store import Checkpoint, Tensors
 
 @dataclass(frozen=True)
 class Job:
-    """One set to be made: ``ipc`` images a class of ``data``, with networks of ``architecture`` where the method uses any."""
+    """One set to be made: ``ipc`` images a class of ``data``, with networks of ``architecture`` where the method uses
+    any.
+    """
 
     data: ImageData
     architecture: Architecture
@@ -29,7 +31,9 @@ class Job:
         checks.whole("ipc", self.ipc)
         a, (c, h, _) = self.architecture, self.data.shape
         if (a.channels, a.size, a.classes) != (c, h, self.data.n_classes):
-            raise ValueError(f"{a.name} is for {a.channels} x {a.size} x {a.size} and {a.classes} classes: {self.data.name} has other images")
+            raise ValueError(
+                f"{a.name} is for ({a.channels}, {a.size}, {a.size}) and {a.classes} classes, not those of {self.data.name}"
+            )
 
     def advance(self, n: int = 1) -> None:
         """Report ``n`` steps done."""
@@ -73,7 +77,9 @@ class Method:
     networked: bool = False  # whether the set depends on the job's architecture
 
     def settings(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Every setting of the method, the ``given`` ones and the published ones; ``ValueError`` for a setting it does not have."""
+        """Every setting of the method, the ``given`` ones and the published ones; ``ValueError`` for a setting it
+        does not have.
+        """
         known = {name: p.default for name, p in list(inspect.signature(self.make).parameters.items())[1:]}
         for name in given:
             checks.one_of(f"setting of {self.make.__name__}", name, known)

@@ -1,0 +1,68 @@
+"""Every number that others published and a notebook prints ours beside, with its source and how sure it is."""
+
+from collections.abc import Sequence
+from importlib import resources
+
+import pandas as pd
+
+from ddanalysis import checks
+
+TEXT = ("source", "place", "dataset", "method", "network", "protocol", "quantity", "unit", "certainty", "note")
+COLUMNS = (*TEXT[:4], "ipc", *TEXT[4:7], "value", "deviation", *TEXT[7:])
+"""The columns of ``published.csv``.
+
+* ``source``, ``place``: who printed it, and where; ``note``: what else a reader should know.
+* ``dataset``, ``method``, ``ipc``, ``network``, ``protocol``: what of, in this package's names; dc is also known as
+  gradient matching, dm as distribution matching, mtt as trajectory matching; "real" is real data, without an ipc.
+  ``protocol`` is how the networks were trained, blank if unknown.
+* ``quantity``: "accuracy", "agreement subset", "agreement early", "agreement gain", "recognition@50" (at iteration 50
+  of the published figure, which is after 51 updates), ...
+* ``value``, ``deviation`` (standard deviation, blank if none was printed), both in ``unit``, mostly "fraction" of 1.
+* ``certainty``: "printed", "read off a figure ±.003", "quoted by others", "recalled, unverified", ...
+"""
+
+BESIDE = ("published", "published_deviation", "published_network", "published_protocol", "certainty", "source")
+"""The columns that :func:`beside` adds."""
+
+_BLANK = {"ipc": [""], "deviation": [""]}
+
+
+def load() -> pd.DataFrame:
+    """The published numbers, one a row, with ``COLUMNS``; ``ipc`` is Int64, ``value`` and ``deviation`` float64."""
+    with resources.files("ddanalysis").joinpath("published.csv").open(encoding="utf-8") as file:
+        table = pd.read_csv(file, dtype=dict.fromkeys(TEXT, "str"), keep_default_na=False, na_values=_BLANK)
+    return table.astype({"ipc": "Int64", "value": "float64", "deviation": "float64"})[list(COLUMNS)]
+
+
+def beside(
+    table: pd.DataFrame, quantity: str, on: Sequence[str] = ("dataset", "method", "ipc", "network")
+) -> pd.DataFrame:
+    """Our ``table`` with the published numbers of ``quantity`` that agree in the columns ``on``; adds ``BESIDE``.
+
+    No row of ours is lost: where nothing is published the new columns are missing, where several numbers are, the row
+    is repeated for each. Protocols differ by several points, so either join on the protocol too or read the one beside
+    the number. ``source`` says the place as well. ``ValueError`` for a quantity that nobody published, a column that
+    either side lacks, and a table that has such columns already.
+    """
+    published = load()
+    checks.one_of("quantity", quantity, sorted(published["quantity"].unique()))
+    if not on:
+        raise ValueError("on is empty: name at least one column to join on")
+    for column in on:
+        checks.one_of("column to join on", column, ("dataset", "method", "ipc", "network", "protocol"))
+        if column not in table.columns:
+            raise ValueError(
+                f"the table has no column {column!r} to join on: it has {', '.join(map(str, table.columns))}"
+            )
+    taken = [column for column in BESIDE if column in table.columns]
+    if taken:
+        raise ValueError(f"the table has the column {taken[0]!r} already: the published number would overwrite it")
+    theirs = published[published["quantity"] == quantity]
+    theirs = theirs.assign(
+        published=theirs["value"],
+        published_deviation=theirs["deviation"],
+        published_network=theirs["network"],
+        published_protocol=theirs["protocol"],
+        source=theirs["source"] + ", " + theirs["place"],
+    )
+    return table.merge(theirs[[*on, *BESIDE]], how="left", on=list(on))
