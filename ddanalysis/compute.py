@@ -22,7 +22,7 @@ from ddanalysis.layers import Parameters
 # All in numbers of the largest feature map, by device type; the CPU's are where the measured gain turns into a loss.
 TOGETHER = {"cpu": 2**17, "cuda": 2**26}  # a network whose batch is larger than this runs alone
 PASS = {"cpu": 2**20, "cuda": 2**28}  # networks that run together have at most this much in one pass
-SLICE = {"cpu": 2**22, "cuda": 2**28}  # a network that runs alone has its batch cut into slices of at most this
+SLICE = {"cpu": 2**21, "cuda": 2**28}  # a network that runs alone has its batch cut into slices of at most this
 
 
 @dataclass(frozen=True)

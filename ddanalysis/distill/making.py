@@ -31,9 +31,8 @@ class Job:
         checks.whole("ipc", self.ipc)
         a, (c, h, _) = self.architecture, self.data.shape
         if (a.channels, a.size, a.classes) != (c, h, self.data.n_classes):
-            raise ValueError(
-                f"{a.name} is for ({a.channels}, {a.size}, {a.size}) and {a.classes} classes, not those of {self.data.name}"
-            )
+            images = (a.channels, a.size, a.size)
+            raise ValueError(f"{a.name} is for {images} and {a.classes} classes, not those of {self.data.name}")
 
     def advance(self, n: int = 1) -> None:
         """Report ``n`` steps done."""
