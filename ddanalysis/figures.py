@@ -207,7 +207,9 @@ def accuracy_points(table: pd.DataFrame) -> Figure:
             ax.axvline(x + 0.5, color="#DDDDDD", linewidth=0.6, zorder=0)
         ax.grid(axis="y", linewidth=0.5, alpha=0.4)
         ax.set_axisbelow(True)
-    axes[0].set_ylabel("Test accuracy")
+    low, high = table["accuracy"].min(), table["accuracy"].max()
+    margin = 0.15 * max(high - low, 0.1)  # an interval over few sets may reach far beyond what an accuracy can be
+    axes[0].set(ylabel="Test accuracy", ylim=(max(low - margin, -0.02), min(high + margin, 1.02)))
     _legend(figure, {METHOD_NAMES.get(m, m): colours(methods)[m] for m in methods}, marker="D")
     return figure
 
@@ -294,9 +296,9 @@ def loss_curves(history: pd.DataFrame, window: int = 50) -> Figure:
             smooth = curve["value"].rolling(window, min_periods=1).mean()
             name = f"{METHOD_NAMES.get(method, method)}, IPC {ipc}"
             ax.plot(curve["iteration"], smooth, style, color=colour, linewidth=1.4, label=name)
-        ax.set(xlabel="Iteration", yscale="log", title=component)
+        ax.set(xlabel="Iteration", yscale="log", title=component if len(components) > 1 else "")
     axes[0].set_ylabel("Loss")
-    axes[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    axes[-1].legend(loc="upper right", frameon=False)
     return figure
 
 

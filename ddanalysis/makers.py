@@ -8,12 +8,13 @@ device and threads it was made with.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from ddanalysis import checks, distilled, evaluation, pools, store
+from ddanalysis import checks, distilled, evaluation, interchange, pools, store
 from ddanalysis.architectures import Architecture
 from ddanalysis.compute import Compute
 from ddanalysis.data import ImageData
@@ -209,3 +210,18 @@ def early_pool(
 
 def _pool_arguments(a: Architecture, count: int, recipe: Recipe, seed: int, compute: Compute) -> dict[str, Any]:
     return {"network": a.name, "count": count, "recipe": asdict(recipe), "seed": seed, "compute": asdict(compute)}
+
+
+def read_sets(paths: Sequence[str], data: ImageData) -> list[DistilledSet]:
+    """Sets that others made, in any layout of :mod:`ddanalysis.interchange`, named after their files.
+
+    What a layout does not say is taken from the data, the normalisation above all. Raises ``FileNotFoundError`` for a
+    missing file and ``ValueError`` for an unknown or damaged one and for a set that does not fit the data.
+    """
+    sets = []
+    for path in map(Path, paths):
+        space: interchange.Provenance = {"mean": data.mean, "std": data.std, "n_classes": data.n_classes}
+        one = interchange.read(path, **(space | {"method": path.stem, "dataset": data.name}))
+        distilled.fits(one, data)
+        sets.append(one.to(data.train_x.device))
+    return sets

@@ -63,7 +63,9 @@ def read(path: Path) -> tuple[Tensors, dict[str, Any]]:
         raise FileNotFoundError(f"no file {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            tensors = {
+                name: file.get_tensor(name).clone() for name in sorted(file.keys())
+            }  # apart from the mapped file
             description = json.loads((file.metadata() or {}).get(KEY, "{}"))
     except (safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error

@@ -15,6 +15,8 @@ import torch
 from matplotlib.colors import to_hex
 
 from ddanalysis import figures, parameters
+from ddanalysis.data import ImageData
+from ddanalysis.distilled import DistilledSet
 
 
 @pytest.fixture(autouse=True)
@@ -273,3 +275,29 @@ def test_what_cannot_be_drawn_is_refused_and_leaves_no_figure(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()
     assert not plt.get_fignums()
+
+
+def test_loss_curves_smooth_and_keep_every_iteration():
+    rows = {"dataset": "toy", "method": "dm", "ipc": 1, "set_seed": 0, "iteration": range(100), "component": "loss"}
+    figure = figures.loss_curves(pd.DataFrame(rows | {"value": np.linspace(2.0, 1.0, 100)}), window=10)
+    faint, smooth = figure.axes[0].lines
+    assert len(faint.get_xdata()) == 100 and figure.axes[0].get_yscale() == "log"
+    assert smooth.get_ydata()[50] == pytest.approx(np.linspace(2.0, 1.0, 100)[41:51].mean())
+    with pytest.raises(ValueError, match="component"):
+        figures.loss_curves(pd.DataFrame(rows | {"value": 1.0}).drop(columns="component"))
+
+
+def test_set_grid_shows_a_row_a_set_and_a_column_a_class():
+    data = ImageData(
+        "toy", torch.zeros(3, 1, 4, 4), torch.arange(3), torch.zeros(3, 1, 4, 4), torch.arange(3), ("a", "b", "c"),
+        (0.5,), (2.0,), "made up",
+    )  # fmt: skip
+    x = torch.arange(6).view(6, 1, 1, 1).expand(-1, 1, 4, 4) / 10.0
+    one = DistilledSet(x, torch.arange(3).repeat_interleave(2), 3, (0.5,), (2.0,), "dm", "toy", 2)
+    figure = figures.set_grid([one, one], data)
+    shown = [image.get_array()[0, 0, 0] for image in figure.axes[0].images]
+    assert shown == pytest.approx([0.5, 0.9, 1.0] * 2)  # images 0, 2 and 4, de-normalised and clipped
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["a", "b", "c"]
+    assert len(figures.set_grid([one], data, per_class=2).axes[0].images) == 6
+    with pytest.raises(ValueError, match="each needs as many"):
+        figures.set_grid([one], data, per_class=3)
