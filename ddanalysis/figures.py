@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 from ddanalysis import checks
 from ddanalysis.data import ImageData
 from ddanalysis.distilled import DistilledSet
-from ddanalysis.intervals import mean_and_half_width
+from ddanalysis.intervals import mean_and_half_width, unit_means
 
 METHOD_COLOURS = {
     "bptt": "#E69F00",
@@ -186,7 +186,7 @@ def accuracy_points(table: pd.DataFrame) -> Figure:
     """Test accuracy by method and ipc: a faint dot a network, a diamond at the mean, a bar for its 95 % t interval.
 
     Columns dataset, method, ipc, network, set_seed, network_seed, accuracy (share of 1), and protocol if there are
-    several. The interval is over sets, each the mean of its networks; over networks where there is one set.
+    several. The interval is over sets, each the mean of its networks; over networks where sets do not differ.
     """
     _need(table, ["dataset", "method", "ipc", "network", "set_seed", "network_seed", "accuracy"])
     settings = ["dataset", "network", *(["protocol"] if "protocol" in table.columns else [])]
@@ -221,8 +221,8 @@ def _points(ax: Axes, x: float, spread: float, rows: pd.DataFrame, colour: str) 
     rows = rows.sort_values(["set_seed", "network_seed"])
     across = x + (np.linspace(-0.5, 0.5, len(rows)) * spread if len(rows) > 1 else np.zeros(1))
     ax.scatter(across, rows["accuracy"], s=9, color=colour, alpha=0.35, linewidths=0, zorder=2)
-    units = next((u for u in ("set_seed", "network_seed") if rows[u].nunique() > 1), "set_seed")
-    middle, half = mean_and_half_width(rows.groupby(units)["accuracy"].mean().to_numpy()[None])
+    _, means = unit_means(rows, "accuracy", ("set_seed", "network_seed"))
+    middle, half = mean_and_half_width(means[None])
     ax.errorbar(x, middle, half, color=colour, linewidth=1.3, capsize=2.5, zorder=3)
     ax.plot(x, middle[0], "D", color=colour, markersize=3.8, markeredgecolor="white", markeredgewidth=0.5, zorder=4)
 

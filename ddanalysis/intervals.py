@@ -19,25 +19,32 @@ def mean_and_half_width(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return middle, scipy.stats.t.ppf(0.975, np.where(n > 1, n - 1, np.nan)) * spread
 
 
+def unit_means(rows: pd.DataFrame, value: str, units: Sequence[str]) -> tuple[str, np.ndarray]:
+    """The first of ``units`` along which ``value`` varies, and the mean of the rows of each of its levels.
+
+    Networks trained on one set are no independent sample of sets, so sets come first in ``units``; but a method without
+    randomness makes one set whatever the seed, and then only the networks vary.
+    """
+    for unit in units:
+        means = rows.groupby(unit)[value].mean().to_numpy(dtype=float)
+        if len(np.unique(means)) > 1:
+            return unit, means
+    return units[0], rows.groupby(units[0])[value].mean().to_numpy(dtype=float)[:1]
+
+
 def summarise(table: pd.DataFrame, by: Sequence[str], value: str, units: Sequence[str]) -> pd.DataFrame:
     """Mean of ``value`` and its 95 % t interval for every group ``by``, the groups in the order they first appear.
 
-    The interval is over the first of ``units`` that has more than one level in the group, each level the mean of its
-    rows: networks trained on one set are no independent sample of sets. Columns: ``by``, ``mean``, ``deviation``
-    (standard deviation over all rows), ``low``, ``high`` (NaN where no unit has two levels), ``n`` (rows with a
-    value), ``units``, ``n_units``.
+    The interval is over the levels that :func:`unit_means` finds. Columns: ``by``, ``mean``, ``deviation`` (standard
+    deviation over all rows), ``low``, ``high`` (NaN where nothing varies), ``n`` (rows with a value), ``units``,
+    ``n_units``.
     """
     rows = []
     for key, group in table.groupby(list(by), sort=False, dropna=False):
         values = group.dropna(subset=[value])
-        unit = next((u for u in units if values[u].nunique() > 1), units[0])
-        means = values.groupby(unit)[value].mean().to_numpy(dtype=float)
+        unit, means = unit_means(values, value, units)
         middle, half = mean_and_half_width(means[None])
-        spread = {
-            "mean": middle[0],
-            "deviation": values[value].std(),
-            "low": middle[0] - half[0],
-            "high": middle[0] + half[0],
-        }
-        rows.append(dict(zip(by, key, strict=True)) | spread | {"n": len(values), "units": unit, "n_units": len(means)})
+        found = {"mean": middle[0], "deviation": values[value].std()}
+        found |= {"low": middle[0] - half[0], "high": middle[0] + half[0], "n": len(values)}
+        rows.append(dict(zip(by, key, strict=True)) | found | {"units": unit, "n_units": len(means)})
     return pd.DataFrame(rows)

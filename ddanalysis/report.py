@@ -92,7 +92,7 @@ def latex_table(table: "Styler | DataFrame") -> str:
 
     if not isinstance(table, DataFrame):
         return table.to_latex(hrules=True)
-    style = table.style.format(precision=3, escape="latex")
+    style = table.style.format(precision=3, na_rep="--", escape="latex")
     for axis in (0, 1):
         style = style.format_index(escape="latex", axis=axis).format_index_names(escape="latex", axis=axis)
     return (style if any(table.index.names) else style.hide(axis="index")).to_latex(hrules=True)

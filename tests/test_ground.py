@@ -73,6 +73,8 @@ def test_summaries_are_t_intervals_over_the_first_unit_that_varies():
     assert (row["units"], row["n"], row["n_units"]) == ("set", 6, 3)
     one_set = intervals.summarise(table[table["set"] == 1], ["method"], "accuracy", ["set", "net"]).iloc[0]
     assert one_set["units"] == "net" and one_set["n_units"] == 2
+    same = table.assign(accuracy=[0.1, 0.3] * 3)  # a method without randomness: every seed gives one set
+    assert intervals.summarise(same, ["method"], "accuracy", ["set", "net"])["units"].item() == "net"
     alone = intervals.summarise(table[:1], ["method"], "accuracy", ["set", "net"]).iloc[0]
     assert alone["mean"] == 0.1 and np.isnan(alone["low"])
 
