@@ -1,7 +1,7 @@
 """Residual networks for small images.
 
-ResNet18 and 34 with a CIFAR stem (Yang et al. 2024; with instance norm, the DC/DSA/DM code base), and the 14-layer one of
-Bohdal et al. 2020.
+ResNet18 and 34 with a CIFAR stem (Yang et al. 2024; with instance norm, the DC/DSA/DM code base), and the 14-layer one
+of Bohdal et al. 2020.
 """
 
 from dataclasses import dataclass
