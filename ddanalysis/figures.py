@@ -298,7 +298,7 @@ def loss_curves(history: pd.DataFrame, window: int = 50) -> Figure:
             ax.plot(curve["iteration"], smooth, style, color=colour, linewidth=1.4, label=name)
         ax.set(xlabel="Iteration", yscale="log", title=component if len(components) > 1 else "")
     axes[0].set_ylabel("Loss")
-    axes[-1].legend(loc="upper right", frameon=False)
+    axes[-1].legend(loc="best", frameon=False)
     return figure
 
 
