@@ -2,59 +2,36 @@
 
 The layouts say little of where a set came from, so every reader takes what is missing as keywords
 (:class:`Provenance`), and refuses a file that does not hold what its layout promises. The files are pickles: nothing
-but tensors, numbers, text and containers is ever unpickled.
+but tensors, numbers, text and containers is ever unpickled (:mod:`ddanalysis.foreign`). Layouts other than plain pairs
+of tensors are in :mod:`ddanalysis.layouts`; :func:`read` knows them all.
 """
 
 import io
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, TypeGuard, Unpack
+from typing import Unpack
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ddanalysis import checks, distilled, store
+from ddanalysis import distilled, foreign, layouts, store
 from ddanalysis.distilled import DistilledSet
+from ddanalysis.foreign import Provenance
 
-
-class Provenance(TypedDict, total=False):
-    """What a published file leaves out, by the fields of :class:`DistilledSet`.
-
-    ``mean`` and ``std``, the normalisation the set was distilled under, must be given. ``n_classes`` is taken from the
-    labels if it is not, ``ipc`` from the number of images. None is the same as not given.
-    """
-
-    mean: Sequence[float] | None
-    std: Sequence[float] | None
-    n_classes: int | None
-    method: str | None
-    dataset: str | None
-    ipc: int | None
-    network: str | None
-    seed: int | None
-    order: Tensor | None
-    settings: dict[str, Any] | None
-
-
-# NumPy moved its core between versions 1 and 2, and a pickle holds the name of its writer's.
-_NUMBERS: list[Any] = [
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # type: ignore[attr-defined]
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32")),
-]
-_NO_LABELS = (torch.bool, torch.complex64, torch.complex128)
+_BY_SUFFIX: dict[str, Callable[..., DistilledSet]] = {
+    ".npz": layouts.read_npz,
+    ".h5": layouts.read_rat,
+    ".json": layouts.read_label_distillation,
+}
 
 
 def read(path: Path | str, **provenance: Unpack[Provenance]) -> DistilledSet:
     """Read a distilled set of any known layout, told by what it holds.
 
     A safetensors file is this package's own and says everything itself, so that ``provenance`` is not used. A folder
-    holds ``images.pt`` (DD-Ranking) or ``images_best.pt`` (trajectory matching). A file holds {"data", "label"}, the
-    {"data": [[images, labels], ...]} of DC, DSA and DM, or bare images, beside which ``labels*.pt`` and perhaps
-    ``lr*.pt`` lie.
+    holds ``images.pt`` (DD-Ranking), ``images_best.pt`` (trajectory matching) or one folder of images a class. A file
+    holds {"data", "label"}, the {"data": [[images, labels], ...]} of DC, DSA and DM, or bare images, beside which
+    ``labels*.pt`` and perhaps ``lr*.pt`` lie, or one of :mod:`ddanalysis.layouts`, whose readers take further options.
     Raises ``FileNotFoundError`` for a missing file and ``ValueError`` for any that cannot be trusted or understood.
     """
     path = Path(path)
@@ -62,14 +39,19 @@ def read(path: Path | str, **provenance: Unpack[Provenance]) -> DistilledSet:
         return _read_folder(path, provenance)
     if not path.exists():
         raise FileNotFoundError(f"no file or folder {path}")
+    if reader := _BY_SUFFIX.get(path.suffix):
+        return reader(path, **provenance)
     if _is_safetensors(path):
         return distilled.load(path)
-    held = _unpickle(path)
+    held = foreign.unpickle(path)
     if isinstance(held, Tensor):
-        labels, rate = (path.with_name(path.name.replace("images", word, 1)) for word in ("labels", "lr"))
-        if labels == path:
-            raise ValueError(f"{path} holds one tensor but is not named images*.pt: use read_mtt or read_ddranking")
-        return _assemble(path, held, _unpickle(labels), _unpickle(rate) if rate.exists() else None, provenance)
+        return _from_images(path, held, provenance)
+    if isinstance(held, list):
+        return layouts.from_steps(path, held, provenance)
+    if isinstance(held, Mapping) and "compressor" in held:
+        return layouts.from_compressor(path, held, provenance)
+    if isinstance(held, Mapping) and layouts.is_rat(held):
+        return layouts.from_rat(path, held, provenance)
     if isinstance(held, Mapping) and isinstance(held.get("data"), list):
         return _from_dc(path, held, -1, provenance)
     return _from_data_label(path, held, provenance)
@@ -78,20 +60,36 @@ def read(path: Path | str, **provenance: Unpack[Provenance]) -> DistilledSet:
 def _read_folder(folder: Path, provenance: Provenance) -> DistilledSet:
     if (folder / "images.pt").exists():
         return read_ddranking(folder, **provenance)
-    if (folder / "images_best.pt").exists():
-        return read(folder / "images_best.pt", **provenance)
-    raise ValueError(f"the folder {folder} holds neither images.pt nor images_best.pt: no known layout")
+    for images in (folder / "images_best.pt", folder / "Normal" / "images_best.pt"):
+        if images.exists():
+            return read(images, **provenance)
+    if any(child.is_dir() for child in folder.iterdir()):
+        return layouts.read_image_folder(folder, **provenance)
+    known = "neither images.pt nor images_best.pt nor folders of images"
+    raise ValueError(f"the folder {folder} holds {known}: no known layout")
+
+
+def _from_images(path: Path, held: Tensor, provenance: Provenance) -> DistilledSet:
+    unwhitened = path.name.startswith("images_zca_")
+    own = "images_zca" if unwhitened else "images"
+    labels, rate = (path.with_name(path.name.replace(own, word, 1)) for word in ("labels", "lr"))
+    if labels == path:
+        raise ValueError(f"{path} holds one tensor but is not named images*.pt: use read_mtt or read_ddranking")
+    if unwhitened:
+        return layouts.read_unwhitened(path, labels, rate if rate.exists() else None, **provenance)
+    y, lr = foreign.unpickle(labels), foreign.unpickle(rate) if rate.exists() else None
+    return foreign.assemble(path, held, y, lr, provenance)
 
 
 def read_data_label(path: Path | str, **provenance: Unpack[Provenance]) -> DistilledSet:
     """The {"data": (n, c, h, w), "label": (n,) or (n, C)} of *What is dataset distillation learning?* (ICML 2024)."""
-    return _from_data_label(path, _unpickle(path), provenance)
+    return _from_data_label(path, foreign.unpickle(path), provenance)
 
 
 def _from_data_label(path: Path | str, held: object, provenance: Provenance) -> DistilledSet:
     if not isinstance(held, Mapping) or not {"data", "label"} <= set(held):
-        raise ValueError(f"{path} holds {_in_words(held)}: a dict with 'data' and 'label' is needed")
-    return _assemble(path, held["data"], held["label"], None, provenance)
+        raise ValueError(f"{path} holds {foreign.in_words(held)}: a dict with 'data' and 'label' is needed")
+    return foreign.assemble(path, held["data"], held["label"], None, provenance)
 
 
 def read_dc(path: Path | str, experiment: int = -1, **provenance: Unpack[Provenance]) -> DistilledSet:
@@ -99,25 +97,27 @@ def read_dc(path: Path | str, experiment: int = -1, **provenance: Unpack[Provena
 
     ``experiment`` counts from 0, or from the end if negative. The accuracies in the file are not used.
     """
-    return _from_dc(path, _unpickle(path), experiment, provenance)
+    return _from_dc(path, foreign.unpickle(path), experiment, provenance)
 
 
 def _from_dc(path: Path | str, held: object, experiment: int, provenance: Provenance) -> DistilledSet:
     pairs = held.get("data") if isinstance(held, Mapping) else None
     if not isinstance(pairs, list) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
-        raise ValueError(f"{path} holds {_in_words(held)}: a dict with 'data', a list of [images, labels], is needed")
+        raise ValueError(
+            f"{path} holds {foreign.in_words(held)}: a dict with 'data', a list of [images, labels], is needed"
+        )
     if isinstance(experiment, bool) or not isinstance(experiment, int) or not -len(pairs) <= experiment < len(pairs):
         raise ValueError(f"experiment is {experiment!r}: {path} holds {len(pairs)}, counted from 0 or from the end")
     x, y = pairs[experiment]
-    return _assemble(path, x, y, None, provenance)
+    return foreign.assemble(path, x, y, None, provenance)
 
 
 def read_mtt(
     images: Path | str, labels: Path | str, lr: Path | str | None = None, **provenance: Unpack[Provenance]
 ) -> DistilledSet:
     """The ``images_*.pt`` and ``labels_*.pt`` of MTT and TESLA, and DATM's ``lr_*.pt``: one bare tensor a file."""
-    rate = None if lr is None else _unpickle(lr)
-    return _assemble(images, _unpickle(images), _unpickle(labels), rate, provenance)
+    rate = None if lr is None else foreign.unpickle(lr)
+    return foreign.assemble(images, foreign.unpickle(images), foreign.unpickle(labels), rate, provenance)
 
 
 def read_ddranking(
@@ -137,9 +137,9 @@ def read_ddranking(
         folder = images
         images = folder / "images.pt"
         labels, lr = (file if file.exists() else None for file in (folder / "labels.pt", folder / "lr.pt"))
-    x = _unpickle(images)
-    y = _class_order(images, x, provenance.get("n_classes")) if labels is None else _unpickle(labels)
-    return _assemble(images, x, y, None if lr is None else _unpickle(lr), provenance)
+    x = foreign.unpickle(images)
+    y = foreign.class_order(images, x, provenance.get("n_classes")) if labels is None else foreign.unpickle(labels)
+    return foreign.assemble(images, x, y, None if lr is None else foreign.unpickle(lr), provenance)
 
 
 def write_ddranking(s: DistilledSet, folder: Path | str) -> None:
@@ -165,88 +165,7 @@ def _write_tensor(path: Path, tensor: Tensor) -> None:
         file.write(whole.getvalue())
 
 
-def _class_order(path: Path, x: object, n_classes: int | None) -> Tensor:
-    if n_classes is None:
-        raise ValueError(f"{path} has no labels beside it: n_classes is needed to give it labels in class order")
-    checks.whole("n_classes", n_classes, 2)
-    n = len(x) if isinstance(x, Tensor) and x.ndim else 0
-    if n == 0 or n % n_classes:
-        raise ValueError(f"{path} has {n} images and no labels: for class order a multiple of {n_classes} is needed")
-    return torch.arange(n_classes).repeat_interleave(n // n_classes)
-
-
-def _assemble(path: Path | str, x: object, y: object, lr: object, provenance: Provenance) -> DistilledSet:
-    """A :class:`DistilledSet` of what a file held, every refusal naming the file."""
-    given: dict[str, Any] = {name: value for name, value in provenance.items() if value is not None}
-    if missing := [name for name in ("mean", "std") if name not in given]:
-        raise ValueError(f"{path} does not say how its images are normalised: {' and '.join(missing)} must be given")
-    try:
-        x, y = _floats("images", x), _labels(y)
-        if "n_classes" not in given:
-            given["n_classes"] = y.shape[1] if y.ndim == 2 else int(y.max()) + 1
-        checks.whole("n_classes", given["n_classes"], 2)
-        if "ipc" not in given:
-            given["ipc"] = _images_per_class(x, given["n_classes"])
-        rates = None if lr is None else _floats("learning rates", lr).reshape(-1)
-        return DistilledSet(x=x, y=y, learning_rates=rates, **{"method": "", "dataset": "", **given})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _floats(what: str, value: object) -> Tensor:
-    """A number or a floating-point tensor of any width, as float32."""
-    if isinstance(value, (float, np.floating)):
-        value = torch.tensor(float(value))
-    if not _is_data(value) or not value.is_floating_point():
-        raise ValueError(f"the {what} are {_in_words(value)}: a dense floating-point tensor is needed")
-    return value.float()
-
-
-def _labels(value: object) -> Tensor:
-    """Ids of any integer type as int64, soft rows of any floating type as float32."""
-    if not _is_data(value) or value.ndim not in (1, 2) or value.numel() == 0 or value.dtype in _NO_LABELS:
-        raise ValueError(f"the labels are {_in_words(value)}: ids (n,) or soft rows (n, C) are needed")
-    return value.float() if value.is_floating_point() else value.long()
-
-
-def _is_data(value: object) -> TypeGuard[Tensor]:
-    """Whether it is a dense tensor whose numbers are there."""
-    return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
-
-
-def _images_per_class(x: Tensor, n_classes: int) -> int:
-    checks.images("images", x)
-    if len(x) % n_classes:
-        raise ValueError(f"{len(x)} images for {n_classes} classes: ipc must be given")
-    return len(x) // n_classes
-
-
-def _in_words(held: object) -> str:
-    """What an object is, in a few words for an error."""
-    if isinstance(held, Tensor):
-        return f"a tensor of shape {tuple(held.shape)}, {held.dtype} and {held.layout} on {held.device}"
-    if isinstance(held, Mapping):
-        return f"a dict with {', '.join(map(repr, list(held)[:6])) or 'nothing'}"
-    return f"a {type(held).__name__}"
-
-
 def _is_safetensors(path: Path) -> bool:
     """Whether the file starts as such a file does: eight bytes of length, then the brace of its header."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
-
-
-def _unpickle(path: Path | str) -> Any:
-    """What ``torch.save`` wrote, on the CPU; a ``ValueError`` if it is damaged or asks for more than data."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        with torch.serialization.safe_globals(_NUMBERS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
-        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise ValueError(f"{path} holds {found[1]}, which would have to be unpickled; refused") from None
-        raise ValueError(f"{path} is damaged or was not written by torch.save") from error

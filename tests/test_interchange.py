@@ -1,13 +1,16 @@
 """Every published layout, built as its authors write it, and every way in which such a file can be wrong."""
 
 import errno
+import json
 import os
 import pickle
 import random
 
+import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ddanalysis import store
 from ddanalysis.distilled import DistilledSet, save
@@ -143,6 +146,40 @@ def test_ddranking_with_and_without_labels(tmp_path):
         assert holds(read(path, **SPACE), pixels(), SOFT, [0.125])
     paths = [keep(tmp_path / "elsewhere" / name, t) for name, t in (("a.pt", pixels(1)), ("b.pt", Y), ("c.pt", 0.5))]
     assert holds(read_ddranking(*paths, **SPACE), pixels(1), Y, [0.5])
+
+
+def test_mtt_below_normal_and_unwhitened(tmp_path):
+    keep(tmp_path / "Normal" / "images_best.pt", pixels())
+    keep(tmp_path / "Normal" / "labels_best.pt", SOFT)
+    keep(tmp_path / "Normal" / "lr_best.pt", torch.tensor(0.5))
+    assert holds(read(tmp_path, **SPACE), pixels(), SOFT, [0.5])
+    keep(tmp_path / "labels_500.pt", Y)
+    s = read(keep(tmp_path / "images_zca_500.pt", pixels()), **SPACE)  # pixels, not normalised
+    assert torch.allclose(s.x, (pixels() - 0.5) / 0.25, atol=1e-6) and torch.equal(s.y, Y)
+    keep(tmp_path / "lr_500.pt", torch.tensor(0.5))
+    assert read(tmp_path / "images_zca_500.pt", **SPACE).learning_rates.tolist() == [0.5]
+
+
+def test_every_other_layout_is_told_by_what_it_holds(tmp_path):
+    rows, space = pixels().flatten(1), {**SPACE, "n_classes": 3}
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["data"] = rows.numpy()
+    np.savez(tmp_path / "a.npz", image=pixels().permute(0, 2, 3, 1).numpy(), label=Y.numpy())
+    keep(tmp_path / "c.pt", {"compressor": {"imgs.weight": rows}})
+    keep(tmp_path / "a.pth", {"epoch": 1, "model_state_dict": {"module.data.weight": rows}})
+    keep(tmp_path / "results.pth", [(pixels(), Y, torch.tensor([0.5]))])
+    for name in ("a.h5", "a.npz", "c.pt", "a.pth"):
+        assert holds(read(tmp_path / name, **space), pixels(), Y), name
+    steps = read(tmp_path / "results.pth", **space)
+    assert holds(steps, pixels(), Y, [0.5]) and steps.order.tolist() == [[0, 1, 2, 3, 4, 5]]
+    (tmp_path / "r.json").write_text(json.dumps({"labels": [SOFT.tolist()]}))
+    with pytest.raises(ValueError, match="holds labels alone: images="):
+        read(tmp_path / "r.json", **space)
+    for c in range(3):
+        (tmp_path / "folders" / f"{c:05d}").mkdir(parents=True)
+        Image.fromarray(np.full((4, 4), 51 * c, np.uint8)).save(tmp_path / "folders" / f"{c:05d}" / "class0_id0.png")
+    s = read(tmp_path / "folders", **space)
+    assert s.y.tolist() == [0, 1, 2] and s.x[:, 0, 0, 0].tolist() == pytest.approx([-2.0, -1.2, -0.4])
 
 
 def a_set(**changes):
@@ -296,7 +333,7 @@ def test_what_is_missing_is_named(tmp_path):
     for path, error, message in [
         (tmp_path / "none.pt", FileNotFoundError, "no file or folder .*none.pt"),
         (tmp_path / "run", FileNotFoundError, "no file .*labels_best.pt"),
-        (tmp_path / "empty", ValueError, "holds neither images.pt nor images_best.pt"),
+        (tmp_path / "empty", ValueError, "holds neither images.pt nor images_best.pt nor folders"),
         (lone, ValueError, r"is not named images\*.pt: use read_mtt or read_ddranking"),
     ]:
         with pytest.raises(error, match=message):
