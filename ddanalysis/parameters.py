@@ -178,7 +178,24 @@ def method_settings(name: str, value: Any) -> None:
             SETTINGS[method][key](f"{name}[{method!r}][{key!r}]", setting)
 
 
+_GRADIENT_MATCHING: dict[str, Rule] = {
+    "iterations": whole(1),
+    "rate": positive(),
+    "momentum": below_one,
+    "network_rate": positive(),
+    "batch_real": whole(1),
+    "batch_train": whole(1),
+    "outer": whole(1),
+    "inner": whole(0),
+    "initialisation": choice(("real", "noise")),
+    "distance": choice(("row-cosine", "mse", "cos")),
+    "precision": choice(PRECISIONS),
+    "compiled": flag,
+}
+
 SETTINGS: dict[str, dict[str, Rule]] = {
+    "dc": _GRADIENT_MATCHING,
+    "dsa": _GRADIENT_MATCHING | {"strategy": text},
     "dm": {
         "iterations": whole(1),
         "rate": positive(),

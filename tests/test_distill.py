@@ -6,7 +6,7 @@ import torch
 from ddanalysis import augment, networks, parameters
 from ddanalysis.architectures import build
 from ddanalysis.data import ImageData
-from ddanalysis.distill import METHODS, Job, dm
+from ddanalysis.distill import METHODS, Job, dm, making
 from ddanalysis.distill.baselines import herd
 from ddanalysis.seeding import generator, stream_seed
 from ddanalysis.store import Checkpoint
@@ -32,7 +32,8 @@ def test_the_vocabulary_names_the_methods():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_ipc_images_a_class_and_the_seed_decides(method):
-    settings = {"dm": {"iterations": 2, "batch_real": 5}, "herding": {"epochs": 1}}.get(method, {})
+    few = {"iterations": 2, "batch_real": 5}
+    settings = {"dc": few, "dsa": few, "dm": few, "herding": {"epochs": 1}}.get(method, {})
     made = METHODS[method].make(job(), **settings)
     assert made.x.shape == (6, 1, 8, 8) and made.y.tolist() == [0, 0, 1, 1, 2, 2]
     assert torch.equal(made.x, METHODS[method].make(job(), **settings).x)
@@ -127,7 +128,7 @@ def test_dm_updates_are_pytorch_sgd_with_momentum():
     opt = torch.optim.SGD([x], lr=0.7, momentum=0.5)
     for iteration in range(4):
         real = torch.stack(
-            [dm._draw((the_job.data.train_y == c).nonzero()[:, 0], 5, 0, iteration, c) for c in range(3)]
+            [making.real_batch((the_job.data.train_y == c).nonzero()[:, 0], 5, 0, iteration, c) for c in range(3)]
         )
         opt.zero_grad()
         loss = plain_loss(the_job, x, real, "", iteration)

@@ -103,7 +103,7 @@ def test_a_damaged_file_is_made_anew(run):
     [
         ({"methods": ["random", "dmm"]}, "unknown method 'dmm'"),
         ({"settings": {"dm": {"lr": 1}}}, "unknown setting of distribution_matching 'lr'"),
-        ({"settings": {"dc": {}}}, "unknown method 'dc'"),
+        ({"settings": {"dcc": {}}}, "unknown method 'dcc'"),
     ],
 )
 def test_bad_requests_end_before_anything_is_made(run, changes, message):

@@ -2,9 +2,12 @@
 
 from ddanalysis.distill.baselines import class_mean, herding, k_means, random_images
 from ddanalysis.distill.dm import distribution_matching
+from ddanalysis.distill.gradient_matching import dc, dsa
 from ddanalysis.distill.making import Job, Made, Method
 
 METHODS = {
+    "dc": Method(dc, version=1, networked=True),
+    "dsa": Method(dsa, version=1, networked=True),
     "dm": Method(distribution_matching, version=1, networked=True),
     "random": Method(random_images, version=1),
     "class_mean": Method(class_mean, version=1),

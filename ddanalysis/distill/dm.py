@@ -10,7 +10,7 @@ import torch
 from ddanalysis import augment, checks, networks
 from ddanalysis.augment import Augmentation
 from ddanalysis.compute import images_per_pass, slices
-from ddanalysis.distill.making import Job, Made
+from ddanalysis.distill.making import Job, Made, real_batch, resume
 from ddanalysis.evaluation import dsa_strategy
 from ddanalysis.networks import Networks
 from ddanalysis.seeding import generator, stream_seed
@@ -43,14 +43,14 @@ def distribution_matching(
     for name, value in (("rate", rate), ("momentum", momentum)):
         checks.at_least(f"{name} of DM", value, 0)
     augment.parse_strategy(strategy)
-    x, velocity, losses = _resume(job, initialisation)
+    x, velocity, losses = resume(job, initialisation)
     by_class = [(job.data.train_y == c).nonzero()[:, 0] for c in range(job.data.n_classes)]
     if min(len(rows) for rows in by_class) < batch_real:
         raise ValueError(
             f"batch_real is {batch_real}: the smallest class of {job.data.name} has {min(map(len, by_class))} images"
         )
     for iteration in range(len(losses), iterations):
-        real = torch.stack([_draw(rows, batch_real, job.seed, iteration, c) for c, rows in enumerate(by_class)])
+        real = torch.stack([real_batch(rows, batch_real, job.seed, iteration, c) for c, rows in enumerate(by_class)])
         loss, gradient = _gradient(job, x, real, strategy, iteration)
         velocity.mul_(momentum).add_(gradient)
         x.sub_(velocity, alpha=rate)
@@ -59,21 +59,6 @@ def distribution_matching(
         if job.checkpoint and job.checkpoint.due():
             job.checkpoint.save({"x": x, "momentum": velocity, "losses": torch.tensor(losses)})
     return Made(x, job.labels(), {"loss": torch.tensor(losses)})
-
-
-def _resume(job: Job, initialisation: str) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
-    """Images, their momentum and the losses so far: from the checkpoint where there is one."""
-    saved = job.checkpoint.load() if job.checkpoint else None
-    if saved is None:
-        x = job.start(initialisation)
-        return x, torch.zeros_like(x), []
-    device = job.data.train_x.device
-    return saved["x"].to(device), saved["momentum"].to(device), saved["losses"].tolist()
-
-
-def _draw(rows: torch.Tensor, n: int, seed: int, iteration: int, c: int) -> torch.Tensor:
-    """``n`` of the ``rows`` of class ``c``, without replacement."""
-    return rows[torch.randperm(len(rows), generator=generator(seed, "real batch", iteration, c))[:n].to(rows.device)]
 
 
 def _gradient(

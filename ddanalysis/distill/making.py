@@ -83,3 +83,18 @@ class Method:
         for name in given:
             checks.one_of(f"setting of {self.make.__name__}", name, known)
         return known | given
+
+
+def resume(job: Job, initialisation: str) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
+    """Images, their momentum and the losses so far: from the checkpoint where there is one."""
+    saved = job.checkpoint.load() if job.checkpoint else None
+    if saved is None:
+        x = job.start(initialisation)
+        return x, torch.zeros_like(x), []
+    device = job.data.train_x.device
+    return saved["x"].to(device), saved["momentum"].to(device), saved["losses"].tolist()
+
+
+def real_batch(rows: torch.Tensor, n: int, seed: int, iteration: int, c: int) -> torch.Tensor:
+    """``n`` of the ``rows`` of class ``c``, without replacement."""
+    return rows[torch.randperm(len(rows), generator=generator(seed, "real batch", iteration, c))[:n].to(rows.device)]
