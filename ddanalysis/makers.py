@@ -111,7 +111,8 @@ def _distilled_set(run: Run, job: Job, name: str, given: Mapping[str, Any]) -> t
         watched = Job(data, job.architecture, job.ipc, job.seed, checkpoint, run.progress(stem))
         made = method.make(watched, **settings)
         store.write(curves, made.history, own)
-        return {"x": made.x, "y": made.y}
+        rates = {} if made.learning_rates is None else {"learning_rates": made.learning_rates}
+        return {"x": made.x, "y": made.y} | rates
 
     tensors = store.make(path, own | fields, build)
     history = store.expect(curves, own)

@@ -33,7 +33,24 @@ def test_the_vocabulary_names_the_methods():
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_ipc_images_a_class_and_the_seed_decides(method):
     few = {"iterations": 2, "batch_real": 5}
-    settings = {"dc": few, "dsa": few, "dm": few, "herding": {"epochs": 1}}.get(method, {})
+    mtt = {
+        "experts": 1,
+        "latest_start": 1,
+        "expert_epochs": 1,
+        "steps": 2,
+        "step_size": 0.1,
+        "rate": 1.0,
+        "strategy": "",
+    }
+    settings = {
+        "dc": few,
+        "dsa": few,
+        "dm": few,
+        "mtt": mtt | {"iterations": 2, "rate_of_step_size": 1e-9},
+        "bptt": few | {"steps": 2},
+        "rat": few | {"window": 2, "horizon": 3},
+        "herding": {"epochs": 1},
+    }.get(method, {})
     made = METHODS[method].make(job(), **settings)
     assert made.x.shape == (6, 1, 8, 8) and made.y.tolist() == [0, 0, 1, 1, 2, 2]
     assert torch.equal(made.x, METHODS[method].make(job(), **settings).x)

@@ -191,7 +191,7 @@ def test_allowed_values(name: str, value: object) -> None:
         ("network", "convnet", "network is 'convnet': allowed are ConvNet,"),
         ("width", -1, "width is -1: it must be a whole number of at least 0"),
         ("methods", [], "methods is []: it must be a list of at least 1"),
-        ("methods", ["dm", "dmm"], "methods[1] is 'dmm': allowed are dc, dsa, dm, random, class_mean, k_means"),
+        ("methods", ["dm", "dmm"], "methods[1] is 'dmm': allowed are dc, dsa, dm, mtt, bptt, rat, random"),
         ("methods", ["dm", "dm"], "it holds 'dm' twice"),
         ("methods", [["dm"]], "methods[0] is ['dm']: allowed are"),
         ("ipc", [1, 0], "ipc[1] is 0: it must be a whole number of at least 1"),

@@ -65,6 +65,7 @@ class Made:
     x: torch.Tensor
     y: torch.Tensor
     history: Tensors = field(default_factory=dict)
+    learning_rates: torch.Tensor | None = None  # (1,) the step size to train with, where the method learns one
 
 
 @dataclass(frozen=True)
