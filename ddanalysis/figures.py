@@ -27,6 +27,7 @@ METHOD_COLOURS = {
     "dc": "#009E73",
     "mtt": "#CC79A7",
     "dsa": "#332288",
+    "rat": "#117733",
     "random": "#8A8A8A",
     "class_mean": "#882255",
     "k_means": "#56B4E9",
@@ -42,6 +43,7 @@ METHOD_NAMES = {
     "dc": "Gradient matching",
     "mtt": "Trajectory matching",
     "dsa": "Siamese augmentation",
+    "rat": "Windowed BPTT",
     "random": "Random images",
     "class_mean": "Class means",
     "k_means": "k-means centres",
@@ -54,7 +56,7 @@ METHOD_NAMES = {
 POOL_COLOURS = {"subset": "#FFC20A", "early": "#0C7BDC"}
 POOL_NAMES = {"subset": "Trained on a subset", "early": "Stopped early"}
 MEASURE_NAMES = {"agreement": "Agreement", "error_agreement": "Agreement on errors", "kappa": "Cohen's kappa"}
-SPARE_COLOURS = ("#44AA99", "#999933", "#AA4499", "#117733", "#661100", "#DDCC77", "#6699CC", "#AA4466")
+SPARE_COLOURS = ("#44AA99", "#999933", "#AA4499", "#661100", "#DDCC77", "#6699CC", "#AA4466")
 
 GREY = "#555555"
 WIDTH = 7.0

@@ -1,5 +1,6 @@
 """Every notebook in the smoke profile: as a graph that is killed and resumes, by papermill and by hand, equal bytes."""
 
+import ast
 import json
 import os
 import signal
@@ -107,12 +108,11 @@ def test_run_all_in_jupyter_twice_gives_the_same_bytes(finished: Path, tmp_path:
     """As a person does it: edit the parameters cell, run all cells, and run all of them again in the same kernel."""
     notebook = nbformat.read(ROOT / "notebooks/04_agreement.ipynb", as_version=4)
     values = yaml.safe_load((SMOKE / "04_agreement.yaml").read_text()) | {"outputs": str(tmp_path / "lab")}
-    lines = notebook.cells[1].source.splitlines()
-    edited = [
-        f"{line.split('=')[0]}= {values[line.split(':')[0]]!r}" if line.split(":")[0] in values else line
-        for line in lines
-    ]
-    notebook.cells[1].source = "\n".join(edited)
+    cell = ast.parse(notebook.cells[1].source)
+    for line in cell.body:
+        if line.target.id in values:
+            line.value = ast.Constant(values[line.target.id])
+    notebook.cells[1].source = ast.unparse(cell)
     client = NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT / "notebooks"}}
     )
