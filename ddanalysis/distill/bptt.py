@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ddanalysis import augment, checks, networks, unroll
 from ddanalysis.distill import outer
-from ddanalysis.distill.making import Job, Made
+from ddanalysis.distill.making import Job, Made, rows_by_class
 from ddanalysis.evaluation import dsa_strategy
 from ddanalysis.seeding import generator, stream_seed
 from ddanalysis.store import Tensors
@@ -72,7 +72,7 @@ def bptt(
         },
         minibatch, strategy,
     )  # fmt: skip
-    outer.check_real(job, "BPTT", batch_real)
+    rows_by_class(job, "BPTT", batch_real)
     checks.one_of("initialisation of the images", initialisation, ("xavier", "noise", "real"))
     inner = Optimiser("sgd", inner_momentum)
 

@@ -10,7 +10,7 @@ import torch
 from ddanalysis import augment, checks, networks
 from ddanalysis.augment import Augmentation
 from ddanalysis.compute import images_per_pass, slices
-from ddanalysis.distill.making import Job, Made, real_batch, resume
+from ddanalysis.distill.making import Job, Made, match, real_batch, rows_by_class
 from ddanalysis.evaluation import dsa_strategy
 from ddanalysis.networks import Networks
 from ddanalysis.seeding import generator, stream_seed
@@ -39,26 +39,19 @@ def distribution_matching(
     rate = image_rate(job.data.name, job.ipc) if rate is None else rate
     strategy = dsa_strategy(job.data.name) if strategy is None else strategy
     checks.whole("iterations of DM", iterations)
-    checks.whole("batch_real of DM", batch_real)
     for name, value in (("rate", rate), ("momentum", momentum)):
         checks.at_least(f"{name} of DM", value, 0)
     augment.parse_strategy(strategy)
-    x, velocity, losses = resume(job, initialisation)
-    by_class = [(job.data.train_y == c).nonzero()[:, 0] for c in range(job.data.n_classes)]
-    if min(len(rows) for rows in by_class) < batch_real:
-        raise ValueError(
-            f"batch_real is {batch_real}: the smallest class of {job.data.name} has {min(map(len, by_class))} images"
-        )
-    for iteration in range(len(losses), iterations):
+    by_class = rows_by_class(job, "DM", batch_real)
+
+    def step(iteration: int, x: torch.Tensor, velocity: torch.Tensor) -> float:
         real = torch.stack([real_batch(rows, batch_real, job.seed, iteration, c) for c, rows in enumerate(by_class)])
         loss, gradient = _gradient(job, x, real, strategy, iteration)
         velocity.mul_(momentum).add_(gradient)
         x.sub_(velocity, alpha=rate)
-        losses.append(loss)
-        job.advance()
-        if job.checkpoint and job.checkpoint.due():
-            job.checkpoint.save({"x": x, "momentum": velocity, "losses": torch.tensor(losses)})
-    return Made(x, job.labels(), {"loss": torch.tensor(losses)})
+        return loss
+
+    return match(job, initialisation, iterations, step)
 
 
 def _gradient(

@@ -20,9 +20,8 @@ from ddanalysis import augment, checks, networks, training
 from ddanalysis.architectures import Architecture
 from ddanalysis.augment import Augmentation
 from ddanalysis.compute import Compute, images_per_pass, logits_function, networks_together, slices
-from ddanalysis.data import class_rows
 from ddanalysis.distill import matching_distance
-from ddanalysis.distill.making import Job, Made, real_batch, resume
+from ddanalysis.distill.making import Job, Made, match, real_batch, rows_by_class
 from ddanalysis.evaluation import dsa_strategy
 from ddanalysis.layers import Parameters
 from ddanalysis.networks import Networks
@@ -158,22 +157,17 @@ class _Settings:
 
 
 def _distil(job: Job, s: _Settings, initialisation: str) -> Made:
-    by_class = [class_rows(job.data.train_y, c) for c in range(job.data.n_classes)]
-    smallest = min(map(len, by_class))
-    if smallest < s.batch_real:
-        raise ValueError(f"batch_real is {s.batch_real}: the smallest class of {job.data.name} has {smallest} images")
-    x, velocity, losses = resume(job, initialisation)
-    for iteration in range(len(losses), s.iterations):
+    by_class = rows_by_class(job, s.method, s.batch_real)
+
+    def step(iteration: int, x: torch.Tensor, velocity: torch.Tensor) -> float:
         loss = _iteration(job, s, by_class, x, velocity, iteration)
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"loss of {s.method} is {loss} in iteration {iteration}: lower the rate, {s.rate:g}"
             )
-        losses.append(loss)
-        job.advance()
-        if job.checkpoint and job.checkpoint.due():
-            job.checkpoint.save({"x": x, "momentum": velocity, "losses": torch.tensor(losses)})
-    return Made(x, job.labels(), {"loss": torch.tensor(losses)})
+        return loss
+
+    return match(job, initialisation, s.iterations, step)
 
 
 def _iteration(

@@ -9,7 +9,7 @@ import torch
 
 from ddanalysis import checks
 from ddanalysis.architectures import Architecture
-from ddanalysis.data import ImageData, balanced_rows
+from ddanalysis.data import ImageData, balanced_rows, class_rows
 from ddanalysis.seeding import generator
 from ddanalysis.store import Checkpoint, Tensors
 
@@ -99,3 +99,26 @@ def resume(job: Job, initialisation: str) -> tuple[torch.Tensor, torch.Tensor, l
 def real_batch(rows: torch.Tensor, n: int, seed: int, iteration: int, c: int) -> torch.Tensor:
     """``n`` of the ``rows`` of class ``c``, without replacement."""
     return rows[torch.randperm(len(rows), generator=generator(seed, "real batch", iteration, c))[:n].to(rows.device)]
+
+
+def rows_by_class(job: Job, what: str, batch_real: int) -> list[torch.Tensor]:
+    """The training rows of every class; ``ValueError`` unless each has ``batch_real`` of them."""
+    checks.whole(f"batch_real of {what}", batch_real)
+    by_class = [class_rows(job.data.train_y, c) for c in range(job.data.n_classes)]
+    smallest = min(map(len, by_class))
+    if smallest < batch_real:
+        raise ValueError(f"batch_real is {batch_real}: the smallest class of {job.data.name} has {smallest} images")
+    return by_class
+
+
+def match(
+    job: Job, initialisation: str, iterations: int, step: Callable[[int, torch.Tensor, torch.Tensor], float]
+) -> Made:
+    """The loop of a matching method: ``step(iteration, x, velocity)`` changes both in place and returns the loss."""
+    x, velocity, losses = resume(job, initialisation)
+    for iteration in range(len(losses), iterations):
+        losses.append(step(iteration, x, velocity))
+        job.advance()
+        if job.checkpoint and job.checkpoint.due():
+            job.checkpoint.save({"x": x, "momentum": velocity, "losses": torch.tensor(losses)})
+    return Made(x, job.labels(), {"loss": torch.tensor(losses)})

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ddanalysis import checks
 from ddanalysis.data import class_rows
-from ddanalysis.distill.making import Job
+from ddanalysis.distill.making import Job, real_batch
 from ddanalysis.seeding import generator
 from ddanalysis.store import Tensors
 from ddanalysis.unroll import Optimiser, update
@@ -92,20 +91,8 @@ def clipped(gradients: Tensors, largest: float) -> tuple[Tensors, float]:
 
 def real_rows(job: Job, per_class: int, iteration: int) -> Tensor:
     """``per_class`` training rows of every class, class-major, drawn without replacement for this iteration."""
-    parts = []
-    for c in range(job.data.n_classes):
-        own = class_rows(job.data.train_y, c)
-        order = torch.randperm(len(own), generator=generator(job.seed, "real batch", iteration, c))
-        parts.append(own[order[:per_class].to(own.device)])
-    return torch.cat(parts)
-
-
-def check_real(job: Job, what: str, per_class: int) -> None:
-    """``ValueError`` unless every class has ``per_class`` training images."""
-    checks.whole(f"batch_real of {what}", per_class)
-    smallest = int(torch.bincount(job.data.train_y, minlength=job.data.n_classes).min())
-    if smallest < per_class:
-        raise ValueError(f"batch_real is {per_class}: the smallest class of {job.data.name} has {smallest} images")
+    by_class = [class_rows(job.data.train_y, c) for c in range(job.data.n_classes)]
+    return torch.cat([real_batch(own, per_class, job.seed, iteration, c) for c, own in enumerate(by_class)])
 
 
 def some_rows(job: Job, per_class: int | None, *names: object) -> Tensor | None:
