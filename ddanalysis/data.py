@@ -11,12 +11,15 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddanalysis import checks, datasets
+from ddanalysis import whitening as zca
 from ddanalysis.seeding import generator
+from ddanalysis.whitening import Whitening
 
 Channels = tuple[float, ...]
 Normalisation = tuple[Channels, Channels]
@@ -61,7 +64,10 @@ NORMALISATIONS: dict[str, dict[str, Normalisation | None]] = {
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """One dataset, normalised: x = (pixel - mean) / std in each channel, where pixels go from 0, black, to 1, white."""
+    """One dataset, normalised: x = (pixel - mean) / std in each channel, where pixels go from 0, black, to 1, white.
+
+    With a ``whitening``, x * std + mean are not the pixels but the whitened images of them: :func:`whitened`.
+    """
 
     name: str  # as every table prints it; a lossy copy says so
     train_x: Tensor  # (n, c, h, w) float32
@@ -72,6 +78,7 @@ class ImageData:
     mean: tuple[float, ...]  # one a channel
     std: tuple[float, ...]
     pixel_source: str  # where the pixels come from: "official pixels", "lossy jpeg copy", ...
+    whitening: Whitening | None = None  # of both halves, fitted to the training images
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -85,19 +92,25 @@ class ImageData:
         return len(self.classes)
 
     def to(self, device: torch.device | str) -> "ImageData":
-        """The same dataset with its four tensors on ``device``."""
-        tensors = {key: getattr(self, key).to(device) for key in ("train_x", "train_y", "test_x", "test_y")}
-        return dataclasses.replace(self, **tensors)
+        """The same dataset with all its tensors on ``device``."""
+        moved = {key: getattr(self, key).to(device) for key in ("train_x", "train_y", "test_x", "test_y")}
+        return dataclasses.replace(self, **moved, whitening=self.whitening and self.whitening.to(device))
 
     def denormalise(self, x: Tensor) -> Tensor:
-        """Pixels of normalised images (..., c, h, w), 1 = white; not clipped: a distilled image may exceed [0, 1]."""
+        """Pixels of normalised images (..., c, h, w), 1 = white; not clipped: a distilled image may exceed [0, 1].
+
+        Where they are whitened that is undone too, by :meth:`Whitening.invert`.
+        """
         if x.ndim < 3 or x.shape[-3] != len(self.mean):
             need = f"(..., {len(self.mean)}, h, w) is needed"
             raise ValueError(f"images to denormalise as {self.name} are of shape {tuple(x.shape)}: {need}")
-        return x * _per_channel(self.std, x) + _per_channel(self.mean, x)
+        x = x * _per_channel(self.std, x) + _per_channel(self.mean, x)
+        return x if self.whitening is None else self.whitening.invert(x.reshape(-1, *x.shape[-3:])).view(x.shape)
 
     def fingerprint(self) -> str:
-        """16 hex digits of a sha256 over pixels, labels and normalisation: equal exactly where the data are."""
+        """16 hex digits of a sha256 over images, labels, normalisation and whitening: equal exactly where the data
+        are.
+        """
         return self._fingerprint
 
     @cached_property
@@ -106,6 +119,8 @@ class ImageData:
         for tensor in (self.train_x, self.train_y, self.test_x, self.test_y):
             digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        if self.whitening is not None:
+            digest.update(self.whitening.fingerprint.encode())
         return digest.hexdigest()[:16]
 
 
@@ -114,6 +129,7 @@ def load(
     *,
     root: str | Path | None = None,
     normalisation: str | None = None,
+    whitening: str | None = None,
     size: int | None = None,
     device: torch.device | str = "cpu",
     download: bool = False,
@@ -122,21 +138,25 @@ def load(
 
     ``root`` defaults to the folder that DDANALYSIS_DATA names, else ``data``. ``normalisation`` is one of
     :func:`normalisations`, by default the first: "exact" takes the mean and standard deviation of the training pixels,
-    "none" leaves pixels in [0, 1]. ``size`` is the side, in pixels, to which datasets kept as image folders are
-    squashed (cub200 and voc: 32 unless given). Datasets that torchvision can fetch are fetched only with ``download``.
+    "none" leaves pixels in [0, 1]. ``whitening``, one of :data:`ddanalysis.whitening.KINDS`, is fitted to the training
+    pixels with the published regularisation, and takes the place of a normalisation: none but "none" may be given with
+    it. ``size`` is the side, in pixels, to which datasets kept as image folders are squashed (cub200 and voc: 32 unless
+    given). Datasets that torchvision can fetch are fetched only with ``download``.
 
     Raises ``FileNotFoundError`` where the data are not, saying where they were looked for and how to get them, and
     ``ValueError`` for anything unknown, damaged or unsuitable.
     """
     dataset, device = str(dataset), torch.device(device)
     datasets.check_request(dataset, size)
-    allowed = normalisations(dataset)
+    if whitening is not None:
+        checks.one_of("whitening", whitening, zca.KINDS)
+    allowed = normalisations(dataset) if whitening is None else ["none"]
     normalisation = allowed[0] if normalisation is None else normalisation
-    checks.one_of(f"normalisation of {dataset}", normalisation, allowed)
+    checks.one_of(f"normalisation of {'whitened ' if whitening else ''}{dataset}", normalisation, allowed)
     folder = Path(root or os.environ.get("DDANALYSIS_DATA") or "data").expanduser()
     pixels = datasets.read(dataset, folder, size=size, download=download)
     mean, std = _statistics(pixels, dataset, normalisation)
-    return ImageData(
+    images = ImageData(
         name=pixels.name,
         train_x=_normalise(pixels.train_x, mean, std).to(device),
         train_y=pixels.train_y.to(device),
@@ -147,6 +167,23 @@ def load(
         std=std,
         pixel_source=pixels.source,
     )
+    if whitening is None:
+        return images
+    regularisation = 100.0 if (dataset, whitening) == ("svhn", "per-image") else 0.1  # as published
+    return whitened(images, zca.fit(whitening, images.train_x, regularisation))
+
+
+def whitened(data: ImageData, whitening: Whitening) -> ImageData:
+    """``data`` whitened and not normalised besides (mean 0, std 1), under a name that says so.
+
+    Raises ``ValueError`` for data that are whitened already or of another shape.
+    """
+    if data.whitening is not None:
+        raise ValueError(f"the dataset {data.name} is whitened already: load it without whitening")
+    train_x, test_x = (whitening.apply(data.denormalise(x)) for x in (data.train_x, data.test_x))
+    own: dict[str, Any] = {"name": f"{data.name}-zca-{whitening.kind}", "whitening": whitening}
+    mean, std = (0.0,) * len(data.mean), (1.0,) * len(data.std)
+    return dataclasses.replace(data, **own, train_x=train_x, test_x=test_x, mean=mean, std=std)
 
 
 def normalisations(dataset: str) -> list[str]:
@@ -157,8 +194,9 @@ def normalisations(dataset: str) -> list[str]:
 def hold_out(data: ImageData, fraction: float, seed: int) -> tuple[ImageData, tuple[Tensor, Tensor]]:
     """Set ``fraction`` of the training images of each class aside for validation.
 
-    Returns the dataset without them (training images in their old order) and the held-out (x, y), class-major. Raises
-    ``ValueError`` unless 0 < fraction < 1 and every class gives at least one image.
+    Returns the dataset without them (training images in their old order, normalisation and whitening as they were) and
+    the held-out (x, y), class-major. Raises ``ValueError`` unless 0 < fraction < 1 and every class gives at least one
+    image.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction!r}: a hold-out needs one between 0 and 1, both excluded")

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ddanalysis import checks, store
+from ddanalysis import whitening as zca
+from ddanalysis.whitening import Whitening
 
 KIND = "distilled set, layout 1"
 SPACE_TOLERANCE = 1e-4
@@ -28,6 +30,8 @@ class DistilledSet:
     """A distilled set. Making one checks every field, with a ``ValueError`` that names what is wrong.
 
     ``x`` (n, c, h, w) float32, normalised: a pixel in [0, 1] is ``x * std + mean``; a distilled one may lie outside.
+    ``whitening``: what the set is whitened by; then ``x * std + mean`` are whitened images (published ones are not
+    normalised besides: mean 0, std 1), and :func:`pixels` undoes it. None for a set that is not.
     ``y`` (n,) int64 class ids or (n, n_classes) float32 soft rows, which need not be probabilities.
     ``mean``, ``std``: one number a channel. ``network``: the architecture it was distilled with, "" if unknown.
     ``learning_rates`` (steps,) float32, one to train with at each step, or (1,) for all steps; None if it came without.
@@ -49,6 +53,7 @@ class DistilledSet:
     learning_rates: Tensor | None = None
     order: Tensor | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    whitening: Whitening | None = None
 
     def __post_init__(self) -> None:
         """Check every field and put it into its one form."""
@@ -65,6 +70,7 @@ class DistilledSet:
         checks.images("distilled images", self.x)
         checks.labels("distilled set", self.y, len(self.x), self.n_classes)
         _check_schedule(self.learning_rates, self.order, len(self.x))
+        _check_whitening(self.whitening, self.x)
         mean, std = _space(self.mean, self.std, self.x.shape[1])
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)
@@ -85,12 +91,16 @@ class DistilledSet:
 
     def to(self, device: torch.device | str) -> "DistilledSet":
         """The set with all its tensors on ``device``."""
-        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in tensors(self).items()}
-        return replace(self, **moved)
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in _own_tensors(self).items()}
+        return replace(self, **moved, whitening=self.whitening and self.whitening.to(device))
 
 
 def tensors(s: DistilledSet) -> dict[str, Tensor]:
-    """The tensors of a set by field name, absent ones left out."""
+    """The tensors of a set by field name, those of its whitening among them, absent ones left out."""
+    return _own_tensors(s) | (s.whitening.tensors() if s.whitening else {})
+
+
+def _own_tensors(s: DistilledSet) -> dict[str, Tensor]:
     return {name: getattr(s, name) for name in _TYPES if getattr(s, name) is not None}
 
 
@@ -105,13 +115,17 @@ def describe(
     network: str = "",
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
+    whitening: Whitening | None = None,
 ) -> dict[str, Any]:
     """What the file of a set says beside its tensors, with the fields of :class:`DistilledSet`.
 
-    A maker knows all of it before it starts, and so can ask ``store`` for the very file it would write.
+    A maker knows all of it before it starts, and so can ask ``store`` for the very file it would write. The tensors of
+    a ``whitening`` go into the file beside those of the set; without one nothing is said of it.
     """
     what = {"kind": KIND, "dataset": dataset, "n_classes": n_classes, "ipc": ipc}
-    space = {"mean": [float(v) for v in mean], "std": [float(v) for v in std]}
+    space: dict[str, Any] = {"mean": [float(v) for v in mean], "std": [float(v) for v in std]}
+    if whitening is not None:
+        space["whitening"] = whitening.describe()
     return what | space | {"method": method, "network": network, "seed": seed, "settings": _json(settings or {})}
 
 
@@ -122,14 +136,17 @@ def assemble(parts: Mapping[str, Tensor], description: Mapping[str, Any]) -> Dis
     """
     if description.get("kind") != KIND:
         raise ValueError(f"the description is of kind {description.get('kind')!r}: {KIND!r} is needed")
-    plain = {f.name for f in fields(DistilledSet)} - set(_TYPES)
+    plain = {f.name for f in fields(DistilledSet)} - set(_TYPES) - {"whitening"}
     missing = sorted((plain - set(description)) | ({"x", "y"} - set(parts)))
     if missing:
         raise ValueError(f"the distilled set lacks {', '.join(missing)}")
-    if unknown := sorted(set(parts) - set(_TYPES)):
+    said = description.get("whitening")
+    whitening = None if said is None else zca.from_tensors(parts, said)
+    whitenings = {} if whitening is None else whitening.tensors()
+    if unknown := sorted(set(parts) - set(_TYPES) - set(whitenings)):
         raise ValueError(f"unknown tensors {', '.join(unknown)}: a distilled set has {', '.join(_TYPES)}")
-    every: dict[str, Any] = {**parts, **{name: description[name] for name in plain}}
-    return DistilledSet(**every)
+    own: dict[str, Any] = {name: parts[name] for name in _TYPES if name in parts}
+    return DistilledSet(**own, **{name: description[name] for name in plain}, whitening=whitening)
 
 
 def save(s: DistilledSet, path: Path | str, description: Mapping[str, Any] | None = None) -> None:
@@ -181,9 +198,13 @@ class Space(Protocol):
     def std(self) -> tuple[float, ...]:
         """The deviation of the normalisation, one a channel."""
 
+    @property
+    def whitening(self) -> Whitening | None:
+        """What it is whitened by."""
+
 
 def fits(s: DistilledSet, data: Space) -> None:
-    """Refuse a set whose image shape, class count or normalisation is not that of ``data``.
+    """Refuse a set whose image shape, class count, whitening or normalisation is not that of ``data``.
 
     The ``ValueError`` names the set, the dataset and both values.
     """
@@ -192,19 +213,53 @@ def fits(s: DistilledSet, data: Space) -> None:
         raise ValueError(f"{here} has images of shape {tuple(s.x.shape[1:])}, {there} of {tuple(data.shape)}")
     if s.n_classes != data.n_classes:
         raise ValueError(f"{here} has {s.n_classes} classes, {there} has {data.n_classes}")
+    zca.fits(here, s.whitening, there, data.whitening)
     for what, ours, theirs in (("mean", s.mean, data.mean), ("std", s.std, data.std)):
         if len(ours) != len(theirs) or max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) > SPACE_TOLERANCE:
             raise ValueError(f"{here} is normalised with {what} {ours}, {there} with {tuple(theirs)}: renormalise it")
 
 
-def renormalise(s: DistilledSet, mean: Sequence[float], std: Sequence[float]) -> DistilledSet:
-    """The same pixels in the normalised space of another ``mean`` and ``std``, computed in float64 and rounded once."""
+def pixels(s: DistilledSet) -> Tensor:
+    """The images as pixels (n, c, h, w) float32 to look at: 0 is black and 1 white, distilled ones may lie outside.
+
+    Of a ``per-image`` whitened set they have the brightness and contrast of an average training image.
+    """
+    values = _denormalised(s)
+    return (values if s.whitening is None else s.whitening.invert(values)).float()
+
+
+def renormalise(
+    s: DistilledSet, mean: Sequence[float], std: Sequence[float], whitening: Whitening | None = None
+) -> DistilledSet:
+    """The same pixels in the space of another ``mean`` and ``std`` and, given one, another ``whitening``.
+
+    Computed in float64 and rounded once. There and back is the same set, but for ``per-image`` whitening, whose images
+    have no brightness and contrast to give and of new ones take the direction alone.
+    """
     mean, std = _space(mean, std, s.x.shape[1])
-    old_mean, old_std, new_mean, new_std = (
-        torch.tensor(v, dtype=torch.float64, device=s.x.device).view(1, -1, 1, 1) for v in (s.mean, s.std, mean, std)
-    )
-    pixels = s.x.double() * old_std + old_mean
-    return replace(s, x=((pixels - new_mean) / new_std).float(), mean=mean, std=std)
+    values = _denormalised(s)
+    if not zca.alike(s.whitening, whitening):
+        values = values if s.whitening is None else s.whitening.invert(values)
+        values = values if whitening is None else whitening.apply(values)
+    x = (values - _per_channel(mean, values)) / _per_channel(std, values)
+    return replace(s, x=x.float(), mean=mean, std=std, whitening=whitening)
+
+
+def _denormalised(s: DistilledSet) -> Tensor:
+    """Pixels, or of a whitened set the whitened images, float64."""
+    x = s.x.double()
+    return x * _per_channel(s.std, x) + _per_channel(s.mean, x)
+
+
+def _per_channel(values: Sequence[float], x: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=x.dtype, device=x.device).view(-1, 1, 1)
+
+
+def _check_whitening(whitening: object, x: Tensor) -> None:
+    if whitening is not None and not isinstance(whitening, Whitening):
+        raise ValueError(f"whitening is {whitening!r}: a fitted Whitening or None is needed")
+    if whitening is not None and whitening.shape != tuple(x.shape[1:]):
+        raise ValueError(f"the whitening is for images of {whitening.shape}: the set has {tuple(x.shape[1:])}")
 
 
 def _check_tensor(name: str, tensor: object, types: tuple[torch.dtype, ...]) -> None:

@@ -18,17 +18,21 @@ from torch import Tensor
 
 from ddanalysis import checks
 from ddanalysis.distilled import DistilledSet, renormalise
+from ddanalysis.whitening import Whitening
 
 
 class Provenance(TypedDict, total=False):
     """What a published file leaves out, by the fields of :class:`DistilledSet`.
 
-    ``mean`` and ``std``, the normalisation the set was distilled under, must be given. ``n_classes`` is taken from the
-    labels if it is not, ``ipc`` from the number of images. None is the same as not given.
+    ``mean`` and ``std``, the normalisation the set was distilled under, must be given, or the ``whitening``, beside
+    which they are 0 and 1. No layout says whether its images are whitened: without one they are taken as not.
+    ``n_classes`` is taken from the labels if it is not given, ``ipc`` from the number of images. None is the same as
+    not given.
     """
 
     mean: Sequence[float] | None
     std: Sequence[float] | None
+    whitening: Whitening | None
     n_classes: int | None
     method: str | None
     dataset: str | None
@@ -131,7 +135,7 @@ def _tensor(array: Any) -> Tensor:
 def assemble(path: Path | str, x: object, y: object, lr: object, provenance: Provenance) -> DistilledSet:
     """A :class:`DistilledSet` of what a file held, every refusal naming the file."""
     given: dict[str, Any] = {name: value for name, value in provenance.items() if value is not None}
-    _normalisation(path, provenance)
+    given["mean"], given["std"] = _normalisation(path, provenance)
     try:
         x, y = floats("images", x), _labels(y)
         if "n_classes" not in given:
@@ -146,12 +150,12 @@ def assemble(path: Path | str, x: object, y: object, lr: object, provenance: Pro
 
 
 def assemble_pixels(path: Path | str, x: object, y: object, lr: object, provenance: Provenance) -> DistilledSet:
-    """:func:`assemble` for a file of pixels, 1 = white: they are normalised with ``mean`` and ``std``."""
+    """:func:`assemble` for a file of pixels, 1 = white: they are whitened and normalised as ``provenance`` has it."""
     mean, std = _normalisation(path, provenance)
     c = x.shape[1] if isinstance(x, Tensor) and x.ndim == 4 else 1
-    s = assemble(path, x, y, lr, {**provenance, "mean": (0.0,) * c, "std": (1.0,) * c})
+    s = assemble(path, x, y, lr, {**provenance, "mean": (0.0,) * c, "std": (1.0,) * c, "whitening": None})
     try:
-        return renormalise(s, mean, std)
+        return renormalise(s, mean, std, provenance.get("whitening"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -166,6 +170,8 @@ def channels(path: Path | str, provenance: Provenance) -> int:
 
 def _normalisation(path: Path | str, provenance: Provenance) -> tuple[Sequence[float], Sequence[float]]:
     mean, std = provenance.get("mean"), provenance.get("std")
+    if (whitening := provenance.get("whitening")) is not None and mean is None and std is None:
+        return (0.0,) * whitening.shape[0], (1.0,) * whitening.shape[0]
     if mean is None or std is None:
         missing = " and ".join(name for name, value in (("mean", mean), ("std", std)) if value is None)
         raise ValueError(f"{path} does not say how its images are normalised: {missing} must be given")

@@ -32,6 +32,12 @@ def read(path: Path | str, **provenance: Unpack[Provenance]) -> DistilledSet:
     holds ``images.pt`` (DD-Ranking), ``images_best.pt`` (trajectory matching) or one folder of images a class. A file
     holds {"data", "label"}, the {"data": [[images, labels], ...]} of DC, DSA and DM, or bare images, beside which
     ``labels*.pt`` and perhaps ``lr*.pt`` lie, or one of :mod:`ddanalysis.layouts`, whose readers take further options.
+
+    No layout says whether its images are whitened. Trajectory matching with ``--zca`` is so by ``kornia``, BPTT, RaT
+    and KIP by ``per-image``, FRePo by ``frepo`` (not on MNIST and Fashion-MNIST): give ``whitening=images.whitening``
+    of ``images = data.load(dataset, whitening=kind)``. Without it they are taken as normalised, and networks trained on
+    them see another space than that of the test images.
+
     Raises ``FileNotFoundError`` for a missing file and ``ValueError`` for any that cannot be trusted or understood.
     """
     path = Path(path)
@@ -145,10 +151,13 @@ def read_ddranking(
 def write_ddranking(s: DistilledSet, folder: Path | str) -> None:
     """Write ``images.pt``, ``labels.pt`` and, if the set has a learning rate, ``lr.pt`` to ``folder``, for DD-Ranking.
 
-    Raises ``ValueError`` for what these files cannot say: an order of batches, or a learning rate for each step.
+    Its option ``use_zca``, needed for a whitened set, is ``kornia`` whitening of regularisation 0.1. Raises
+    ``ValueError`` for what it cannot be told: another whitening, an order of batches, or a learning rate for each step.
     """
     if s.order is not None or (s.learning_rates is not None and len(s.learning_rates) > 1):
         raise ValueError(f"{s.name} has an order or a learning rate for each step: these files cannot say so")
+    if s.whitening is not None and (s.whitening.kind, s.whitening.regularisation) != ("kornia", 0.1):
+        raise ValueError(f"{s.name} is whitened by {s.whitening.name}: DD-Ranking knows kornia (0.1); renormalise it")
     folder = Path(folder)
     if s.learning_rates is None:
         (folder / "lr.pt").unlink(missing_ok=True)

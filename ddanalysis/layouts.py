@@ -224,9 +224,10 @@ def read_image_folder(
     to size x size; without it they must all have one size.
     """
     folder = Path(folder)
-    mode = _MODES.get(foreign.channels(folder, provenance))
+    c = foreign.channels(folder, provenance)
+    mode = _MODES.get(c)
     if mode is None:
-        raise ValueError(f"mean is {provenance['mean']!r}: image files in {folder} have 1 or 3 channels")
+        raise ValueError(f"a normalisation of {c} channels: image files in {folder} have 1 or 3 channels")
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     if not any(child.is_dir() and not child.name.startswith(".") for child in folder.iterdir()):
@@ -251,7 +252,8 @@ def read_unwhitened(
 ) -> DistilledSet:
     """The ``images_zca_*.pt`` of MTT, TESLA and DATM: pixels, the whitening of ``images_*.pt`` undone, normalised here.
 
-    A set distilled under whitening belongs into that space; these are for looking at, and for whitening anew.
+    A set distilled under whitening belongs into that space: given a ``whitening``, they are whitened anew, and without
+    one they are for looking at.
     """
     rate = None if lr is None else foreign.unpickle(lr)
     return foreign.assemble_pixels(images, foreign.unpickle(images), foreign.unpickle(labels), rate, provenance)

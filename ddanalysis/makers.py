@@ -1,11 +1,11 @@
-"""Artefacts by name: distilled sets, pools and scores, made where they are missing and read where they are there.
+"""Distilled sets, pools and scores by name: made where they are missing, read where they are there.
 
 The one place where computations meet files. Every function takes a :class:`ddanalysis.report.Run` (folder, device,
-threads) first; an artefact carries its maker, its version, the exact arguments, the fingerprint of the data, and the
-device and threads it was made with.
+threads) first.
 """
 
-import hashlib
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,57 +16,27 @@ import torch
 
 from ddanalysis import checks, distilled, evaluation, interchange, pools, store
 from ddanalysis.architectures import Architecture
+from ddanalysis.artefacts import Progress, artefact, fingerprint, identity, shared
 from ddanalysis.compute import Compute
 from ddanalysis.data import ImageData
-from ddanalysis.distill import METHODS, Job
+from ddanalysis.distill import METHODS, Job, Made
+from ddanalysis.distill.cost import estimate
 from ddanalysis.distilled import DistilledSet
 from ddanalysis.evaluation import Scores
+from ddanalysis.parameters import profile_methods
 from ddanalysis.pools import Pool
 from ddanalysis.report import Run
 from ddanalysis.store import Checkpoint, Tensors
 from ddanalysis.training import Recipe
 
-Progress = Callable[[int], object]
-Build = Callable[[Checkpoint, Progress], Tensors]
-
-
-def artefact(
-    run: Run,
-    kind: str,
-    name: str,
-    data: ImageData,
-    maker: str,
-    version: int,
-    arguments: Mapping[str, Any],
-    build: Build,
-) -> Tensors:
-    """The tensors of ``<kind>/<name>.safetensors``, made by ``build(checkpoint, progress)`` unless the very same are
-    there.
-    """
-    path = run.artefact(kind, f"{name}.safetensors")
-    description = identity(run, data, maker, version, arguments)
-    return store.make(path, description, lambda checkpoint: build(checkpoint, run.progress(name)))
-
-
-def identity(run: Run, data: ImageData, maker: str, version: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """All that decides the bytes of an artefact, and the PyTorch it was made with."""
-    return {
-        "maker": maker,
-        "version": version,
-        "arguments": dict(arguments),
-        "data": {"name": data.name, "pixel_source": data.pixel_source, "fingerprint": data.fingerprint()},
-        "device": run.device.type,
-        "threads": run.threads,
-        "made_with": {"torch": torch.__version__},
-    }
-
 
 @dataclass(frozen=True)
 class Distilled:
-    """Sets and the loss curves of those that have one."""
+    """Sets, the loss curves of those that have one, and each set as it was on the way, after so many iterations."""
 
     sets: list[DistilledSet]
     history: pd.DataFrame  # dataset, method, ipc, set_seed, iteration, component, value
+    along: list[tuple[int, DistilledSet]]  # from iteration 0 on, the start; none for methods without iterations
 
 
 def distilled_sets(
@@ -76,53 +46,169 @@ def distilled_sets(
     methods: Sequence[str],
     ipc: Sequence[int],
     set_seeds: Sequence[int],
-    settings: Mapping[str, Mapping[str, Any]],
+    distill: Mapping[str, Mapping[str, Any]],
+    keep_every: int = 0,
 ) -> Distilled:
-    """One set for every method, ipc and seed, in this order; ``settings[method]`` departs from the published constants.
+    """One set for every method, ipc and seed, in this order, by :func:`settings_of` the methods.
 
-    Raises ``ValueError`` for an unknown method or setting before anything is made.
+    Sets are kept every ``keep_every`` iterations, 0 for the start alone. Raises ``ValueError`` for an unknown method or
+    setting before anything is made.
     """
-    for name in (*methods, *settings):
+    settings = settings_of(run, distill)
+    for name in (*methods, *distill):
         checks.one_of("method", name, METHODS)
-        METHODS[name].settings(dict(settings.get(name, {})))
+        METHODS[name].settings(_without_ipc(settings.get(name, {})))
     made = [
-        _distilled_set(run, Job(data, architecture, count, seed), method, settings.get(method, {}))
+        _distilled_set(
+            run, Job(data, architecture, n, seed), method, _without_ipc(settings.get(method, {})), keep_every
+        )
         for method in methods
-        for count in ipc
+        for n in settings.get(method, {}).get("ipc", ipc)
         for seed in set_seeds
     ]
-    return Distilled([one for one, _ in made], pd.concat([history for _, history in made], ignore_index=True))
+    history = pd.concat([one.history for one in made], ignore_index=True)
+    return Distilled([s for one in made for s in one.sets], history, [s for one in made for s in one.along])
 
 
-def _distilled_set(run: Run, job: Job, name: str, given: Mapping[str, Any]) -> tuple[DistilledSet, pd.DataFrame]:
-    method, data = METHODS[name], job.data
-    settings, network = method.settings(dict(given)), job.architecture.name if method.networked else ""
-    fields = distilled.describe(
-        n_classes=data.n_classes, mean=data.mean, std=data.std, method=name, dataset=data.name, ipc=job.ipc,
-        network=network, seed=job.seed, settings=settings,
-    )  # fmt: skip
-    own = identity(
-        run, data, f"distill.{name}", method.version, settings | {"ipc": job.ipc, "seed": job.seed, "network": network}
-    )
-    stem = f"{name}_{data.name}_ipc{job.ipc}_s{job.seed}"
-    path, curves = (run.artefact(kind, f"{stem}.safetensors") for kind in ("distilled", "histories"))
+def settings_of(run: Run, distill: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Method -> settings that depart from the published ones: those of the run's profile, and ``distill`` over them.
+
+    "ipc" among them is no setting but the numbers of images a class, in place of the notebook's.
+    """
+    profile = profile_methods(run.root / "params", run.profile)
+    return {name: {**profile.get(name, {}), **distill.get(name, {})} for name in (*profile, *distill)}
+
+
+def estimates(
+    run: Run,
+    data: ImageData,
+    architecture: Architecture,
+    methods: Sequence[str],
+    ipc: Sequence[int],
+    set_seeds: Sequence[int],
+    distill: Mapping[str, Mapping[str, Any]],
+) -> pd.DataFrame:
+    """What :func:`distilled_sets` would cost, a row a method and ipc, its ``sets`` together."""
+    settings = settings_of(run, distill)
+    rows = []
+    for method in methods:
+        for n in settings.get(method, {}).get("ipc", ipc):
+            cost = estimate(Job(data, architecture, n), method, _without_ipc(settings.get(method, {})))
+            rows.append(asdict(cost) | {"sets": len(set_seeds)})
+    return pd.DataFrame(rows)
+
+
+def _without_ipc(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != "ipc"}
+
+
+@dataclass(frozen=True)
+class _Order:
+    """One set to be made and kept."""
+
+    run: Run
+    job: Job
+    method: str
+    settings: dict[str, Any]
+
+    @property
+    def stem(self) -> str:
+        """What its files are called."""
+        return f"{self.method}_{self.job.data.name}_ipc{self.job.ipc}_s{self.job.seed}"
+
+    def path(self, kind: str, iterations: int | None = None) -> Path:
+        """One of its files, or that of the set as it was after so many iterations."""
+        return self.run.artefact(kind, f"{self.stem}{'' if iterations is None else f'_{iterations}'}.safetensors")
+
+    def identity(self, iterations: int | None = None) -> dict[str, Any]:
+        """All that decides the set, of so many iterations instead of its own."""
+        method, job = METHODS[self.method], self.job
+        own = {"ipc": job.ipc, "seed": job.seed, "network": job.architecture.name if method.networked else ""}
+        own |= {"given": fingerprint(job.given)} if job.given else {}
+        settings = self._settings(iterations)
+        return identity(self.run, job.data, f"distill.{self.method}", method.version, settings | own)
+
+    def fields(self, iterations: int | None = None) -> dict[str, Any]:
+        """What the set says of itself."""
+        job, networked = self.job, METHODS[self.method].networked
+        return distilled.describe(
+            n_classes=job.data.n_classes, mean=job.data.mean, std=job.data.std, method=self.method,
+            dataset=job.data.name, ipc=job.ipc, network=job.architecture.name if networked else "", seed=job.seed,
+            settings=self._settings(iterations), whitening=job.data.whitening,
+        )  # fmt: skip
+
+    def make(self, checkpoint: Checkpoint, moments: Sequence[int], iterations: int | None = None) -> Made:
+        """The set, of so many iterations instead of its own; as it is at each of the ``moments`` it is kept."""
+
+        def keep(iteration: int, tensors: Callable[[], Tensors]) -> None:
+            if iteration in moments:
+                described = self.identity(iteration) | self.fields(iteration)
+                store.write(self.path("along", iteration), self.complete(tensors()), described)
+
+        settings = self._settings(iterations)
+        progress = self.run.progress(self.stem, settings.get("iterations"))
+        share = functools.partial(shared, self.run, self.job.data)
+        job = dataclasses.replace(self.job, checkpoint=checkpoint, progress=progress, keep=keep, share=share)
+        return METHODS[self.method].make(job, **(settings | ({"initialisation": "given"} if job.given else {})))
+
+    def complete(self, tensors: Tensors) -> Tensors:
+        """The tensors of a set, with those of the whitening it lives in."""
+        white = self.job.data.whitening
+        return tensors | (white.tensors() if white else {})
+
+    def read(self, iterations: int | None = None) -> DistilledSet:
+        """The set from its file, or as it was after so many iterations."""
+        path = self.path("distilled" if iterations is None else "along", iterations)
+        one = distilled.assemble(store.read(path)[0], self.fields(iterations)).to(self.run.device)
+        return dataclasses.replace(one, whitening=self.job.data.whitening)  # one for all sets: it is large
+
+    def _settings(self, iterations: int | None) -> dict[str, Any]:
+        return self.settings if iterations is None else self.settings | {"iterations": iterations}
+
+
+def _distilled_set(run: Run, job: Job, name: str, given: Mapping[str, Any], keep_every: int) -> Distilled:
+    settings = METHODS[name].settings(dict(given))
+    order = _Order(run, dataclasses.replace(job, given=_given(settings, job)), name, settings)
+    moments = _moments(settings, keep_every)
 
     def build(checkpoint: Checkpoint) -> Tensors:
-        watched = Job(data, job.architecture, job.ipc, job.seed, checkpoint, run.progress(stem))
-        made = method.make(watched, **settings)
-        store.write(curves, made.history, own)
+        made = order.make(checkpoint, moments)
+        store.write(order.path("histories"), made.history, order.identity())
         rates = {} if made.learning_rates is None else {"learning_rates": made.learning_rates}
-        return {"x": made.x, "y": made.y} | rates
+        return order.complete({"x": made.x, "y": made.y} | rates)
 
-    tensors = store.make(path, own | fields, build)
-    history = store.expect(curves, own)
-    columns = {"dataset": data.name, "method": name, "ipc": job.ipc, "set_seed": job.seed}
+    store.make(order.path("distilled"), order.identity() | order.fields(), build)
+    missing = [n for n in moments if not store.matches(order.path("along", n), order.identity(n) | order.fields(n))]
+    if missing:  # the set is there, and only the way to the last moment that is missing has to be gone again
+        checkpoint = Checkpoint(order.path("along").with_suffix(".checkpoint"), order.identity())
+        order.make(checkpoint, missing, max(missing) + 1)
+        checkpoint.remove()
+    columns = {"dataset": job.data.name, "method": name, "ipc": job.ipc, "set_seed": job.seed}
+    history = _curves(columns, store.expect(order.path("histories"), order.identity()))
+    return Distilled([order.read()], history, [(n, order.read(n)) for n in moments])
+
+
+def _moments(settings: Mapping[str, Any], every: int) -> list[int]:
+    """The numbers of iterations after which a set is kept."""
+    if "iterations" not in settings:
+        return []
+    return [0, *(range(every, settings["iterations"], every) if every else ())]
+
+
+def _given(settings: Mapping[str, Any], job: Job) -> DistilledSet | None:
+    """The set to continue from, where the initialisation is the path of one; {ipc} and {seed} in it are the job's."""
+    path = str(settings.get("initialisation", ""))
+    if "/" not in path:
+        return None
+    return read_sets([path.format(ipc=job.ipc, seed=job.seed)], job.data)[0]
+
+
+def _curves(columns: Mapping[str, Any], history: Tensors) -> pd.DataFrame:
     rows = [
-        pd.DataFrame(columns | {"iteration": range(len(t)), "component": part, "value": t.numpy()})
+        pd.DataFrame(dict(columns) | {"iteration": range(len(t)), "component": part, "value": t.numpy()})
         for part, t in history.items()
     ]
-    empty = pd.DataFrame(columns=[*columns, "iteration", "component", "value"])
-    return distilled.assemble(tensors, fields).to(run.device), pd.concat(rows) if rows else empty
+    return pd.concat(rows) if rows else pd.DataFrame(columns=[*columns, "iteration", "component", "value"])
 
 
 def scores(
@@ -137,12 +223,44 @@ def scores(
     """Networks trained on every set under ``protocol``; kept set by set, so that a new set costs its own networks
     alone.
     """
-    predictions = [_predictions(run, data, architecture, one, protocol, network_seeds, compute) for one in sets]
+    predictions = [
+        _predictions(run, data, architecture, one, protocol, network_seeds, compute, one.name) for one in sets
+    ]
     return evaluation.scores(torch.cat(predictions), sets, data, architecture, protocol, network_seeds)
 
 
+def scores_along(
+    run: Run,
+    data: ImageData,
+    architecture: Architecture,
+    made: Distilled,
+    protocol: str,
+    network_seeds: Sequence[int],
+    compute: Compute = Compute(),
+) -> pd.DataFrame:
+    """The accuracies of sets as they were on the way and are at the end, as :func:`scores` has them, and the
+    ``iteration``.
+    """
+    ends = {one.name: one.settings["iterations"] for one in made.sets if "iterations" in one.settings}
+    finished = [(ends[one.name], one, one.name) for one in made.sets if one.name in ends]
+    tables = []
+    for iteration, one, name in [*((n, one, f"{one.name}_{n}") for n, one in made.along), *finished]:
+        found = _predictions(run, data, architecture, one, protocol, network_seeds, compute, name)
+        table = evaluation.scores(found, [one], data, architecture, protocol, network_seeds).table
+        tables.append(table.assign(iteration=iteration))
+    columns = ["dataset", "method", "ipc", "network", "protocol", "set_seed", "network_seed", "accuracy", "iteration"]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
 def _predictions(
-    run: Run, data: ImageData, a: Architecture, one: DistilledSet, protocol: str, seeds: Sequence[int], compute: Compute
+    run: Run,
+    data: ImageData,
+    a: Architecture,
+    one: DistilledSet,
+    protocol: str,
+    seeds: Sequence[int],
+    compute: Compute,
+    name: str,
 ) -> torch.Tensor:
     arguments = {
         "set": fingerprint(one),
@@ -152,20 +270,11 @@ def _predictions(
         "compute": asdict(compute),
     }
 
-    def build(checkpoint: Checkpoint, progress: Progress) -> Tensors:
+    def build(checkpoint: Checkpoint | None, progress: Progress | None) -> Tensors:
         return {"predictions": evaluation.predict([one], data, a, protocol, seeds, compute, checkpoint, progress)}
 
-    name = f"{one.name}_{a.name}_{protocol}"
-    return artefact(run, "trained", name, data, "evaluation.predict", 1, arguments, build)["predictions"]
-
-
-def fingerprint(one: DistilledSet) -> str:
-    """16 hex digits of a sha256 over a set's tensors."""
-    digest = hashlib.sha256()
-    for name, t in sorted(distilled.tensors(one).items()):
-        digest.update(repr((name, tuple(t.shape), t.dtype)).encode())
-        digest.update(t.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    stem = f"{name}_{a.name}_{protocol}"
+    return artefact(run, "trained", stem, data, "evaluation.predict", 1, arguments, build)["predictions"]
 
 
 def subset_pool(
@@ -181,7 +290,7 @@ def subset_pool(
     """:func:`pools.subset_networks`, kept."""
     arguments = _pool_arguments(architecture, count, recipe, seed, compute) | {"fractions": list(fractions)}
 
-    def build(checkpoint: Checkpoint, progress: Progress) -> Tensors:
+    def build(checkpoint: Checkpoint | None, progress: Progress | None) -> Tensors:
         pool = pools.subset_networks(data, architecture, count, fractions, recipe, seed, compute, checkpoint, progress)
         return {"predictions": pool.predictions, "updates": pool.updates}
 
@@ -201,7 +310,7 @@ def early_pool(
     """:func:`pools.early_networks`, kept."""
     arguments = _pool_arguments(architecture, count, recipe, seed, compute)
 
-    def build(checkpoint: Checkpoint, progress: Progress) -> Tensors:
+    def build(checkpoint: Checkpoint | None, progress: Progress | None) -> Tensors:
         pool = pools.early_networks(data, architecture, count, recipe, seed, compute, checkpoint, progress)
         return {"predictions": pool.predictions, "updates": pool.updates}
 
@@ -221,7 +330,12 @@ def read_sets(paths: Sequence[str], data: ImageData) -> list[DistilledSet]:
     """
     sets = []
     for path in map(Path, paths):
-        space: interchange.Provenance = {"mean": data.mean, "std": data.std, "n_classes": data.n_classes}
+        space: interchange.Provenance = {
+            "mean": data.mean,
+            "std": data.std,
+            "n_classes": data.n_classes,
+            "whitening": data.whitening,
+        }
         one = interchange.read(path, **(space | {"method": path.stem, "dataset": data.name}))
         distilled.fits(one, data)
         sets.append(one.to(data.train_x.device))

@@ -14,253 +14,87 @@ implements are repeated here, and a test holds them to the package.
 """
 
 import ast
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-NETWORKS = (
-    "ConvNet",
-    "ConvNet-Tiny",
-    "LeNet",
-    "AlexCifarNet",
-    "MLP",
-    "MLP-small",
-    "AlexNet",
-    "VGG11",
-    "ResNet14",
-    "ResNet18",
-    "ResNet34",
-    "ResNet18-IN",
-    "ResNet34-IN",
+from ddanalysis.method_settings import SETTINGS
+from ddanalysis.rules import (
+    DATASETS,
+    NETWORKS,
+    PRECISIONS,
+    ParameterError,
+    Rule,
+    below_one,
+    choice,
+    flag,
+    list_of,
+    one_of_or_path,
+    positive,
+    some_text,
+    text,
+    two_fractions,
+    whole,
+    word,
+    word_or_nothing,
+    yaml_hint,
 )
-PROTOCOLS = ("full-batch-300", "dc-300", "dsa-1000")
-DATASETS = (
-    "digits",
-    "mnist",
-    "fashion_mnist",
-    "kmnist",
-    "emnist_letters",
-    "usps",
-    "svhn",
-    "cifar10",
-    "cifar100",
-    "voc",
-    "tiny_imagenet",
-    "cub200",
-    "kuzushiji49",
-    "kuzushiji49_published",
-    "mnist_rgb",
+
+PROTOCOLS = (
+    "full-batch-300",
+    "dc-300",
+    "dsa-1000",
+    "dc-1000",
+    "mtt-1000",
+    "bptt-300",
+    "rat-1000",
+    "clom-1000",
+    "clom-1000-dsa",
+    "own-steps",
 )
+WHITENINGS = ("kornia", "per-image", "frepo")
 MATCHING = ("nearest", "published")
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("float32", "bfloat16")
 
+METHODS = tuple(SETTINGS)
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
-
-Rule = Callable[[str, Any], None]
-"""A rule gets a name and a value; it raises :class:`ParameterError` for a value that is not allowed."""
-
-
-class ParameterError(ValueError):
-    """One sentence for every parameter that was refused, one a line."""
-
-
-# --------------------------------------------------------------------------------------------------------------- rules
-
-
-def _rule(holds: Callable[[Any], bool], needed: str) -> Rule:
-    """The rule that ``holds`` is true of a value, else the sentence ends in ``needed``."""
-
-    def rule(name: str, value: Any) -> None:
-        if not holds(value):
-            raise ParameterError(f"{name} is {value!r}: {needed}{_yaml_hint(value)}")
-
-    return rule
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return (_is_whole(value) or isinstance(value, float)) and math.isfinite(value)
-
-
-def _yaml_hint(value: Any) -> str:
-    """How to write a number that YAML took for text: it wants a point in the mantissa, a sign in the exponent."""
-    if isinstance(value, list):
-        return next(filter(None, map(_yaml_hint, value)), "")
-    try:
-        number = float(value) if isinstance(value, str) else math.nan
-    except ValueError:
-        return ""
-    if not math.isfinite(number):
-        return ""
-    mantissa, _, exponent = value.strip().lower().partition("e")
-    plain = f"{number:.15f}".rstrip("0").rstrip(".")
-    spelt = f" or {mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent):+d}" if exponent else ""
-    return f"; YAML reads {value} as text; write {plain}{spelt}"
-
-
-def whole(lowest: int) -> Rule:
-    """A whole number of at least ``lowest``; a bool is none."""
-    return _rule(lambda v: _is_whole(v) and v >= lowest, f"it must be a whole number of at least {lowest}")
-
-
-def positive(highest: float = math.inf) -> Rule:
-    """A finite number in (0, ``highest``]."""
-    bound = "" if highest == math.inf else f" and at most {highest:g}"
-    return _rule(lambda v: _is_number(v) and 0 < v <= highest, f"it must be a number above 0{bound}")
-
-
-def choice(allowed: Sequence[str]) -> Rule:
-    """One of the names in ``allowed``."""
-    return _rule(lambda v: isinstance(v, str) and v in allowed, f"allowed are {', '.join(allowed)}")
-
-
-def one_of_or_path(allowed: Sequence[str]) -> Rule:
-    """One of the names in ``allowed``, or a path: text with a ``/`` in it or ending in ``.npz``."""
-    return _rule(
-        lambda v: isinstance(v, str) and (v in allowed or "/" in v or v.endswith(".npz")),
-        f"allowed are {', '.join(allowed)}, or the path of an .npz file or a folder (with a / in it)",
-    )
-
-
-below_one = _rule(lambda v: _is_number(v) and 0 <= v < 1, "it must be a number of at least 0 and below 1")
-two_fractions = _rule(
-    lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_number, v)) and 0 < v[0] < v[1] <= 1,
-    "it must be a list of two numbers, 0 < low < high <= 1",
-)
-text = _rule(lambda v: isinstance(v, str), "it must be text")
-some_text = _rule(lambda v: isinstance(v, str) and v != "", "it must be text that is not empty")
-flag = _rule(lambda v: isinstance(v, bool), "it must be true or false")
-_WORD = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
-word = _rule(
-    lambda v: isinstance(v, str) and v != "" and set(v) <= _WORD,
-    "it must be a word of letters, digits, _ and -, since a folder is named so",
-)
-
-
-def word_or_nothing(name: str, value: Any) -> None:
-    """A word that can name a folder, or "" for none."""
-    if value != "":
-        word(name, value)
-
-
-def list_of(rule: Rule, at_least: int = 1) -> Rule:
-    """A list of at least ``at_least`` values that each pass ``rule``, none of them twice."""
-
-    def each(name: str, value: Any) -> None:
-        if not isinstance(value, list) or len(value) < at_least:
-            raise ParameterError(f"{name} is {value!r}: it must be a list of at least {at_least}")
-        for position, item in enumerate(value):
-            rule(f"{name}[{position}]", item)
-            if item in value[:position]:
-                raise ParameterError(f"{name} is {value!r}: it holds {item!r} twice, and once is allowed")
-
-    return each
 
 
 def method_settings(name: str, value: Any) -> None:
-    """A dict of methods, each with a dict of that method's settings; what it leaves out has its published value."""
+    """A dict of methods, each with a dict of that method's settings; what it leaves out has its published value.
+
+    Besides its own settings a method may have "ipc", the numbers of images a class in place of the notebook's.
+    """
     if not isinstance(value, dict):
         raise ParameterError(f"{name} is {value!r}: it must be a dict of methods, each with a dict of settings")
     for method, given in value.items():
         choice(METHODS)(f"a method in {name}", method)
         if not isinstance(given, dict):
             raise ParameterError(f"{name}[{method!r}] is {given!r}: it must be a dict of settings")
+        rules = {"ipc": list_of(whole(1))} | SETTINGS[method]
         for key, setting in given.items():
-            if key not in SETTINGS[method]:
-                raise ParameterError(
-                    f"{key!r} is no setting of {method} in {name}: allowed are {', '.join(SETTINGS[method]) or 'none'}"
-                )
-            SETTINGS[method][key](f"{name}[{method!r}][{key!r}]", setting)
+            if key not in rules:
+                raise ParameterError(f"{key!r} is no setting of {method} in {name}: allowed are {', '.join(rules)}")
+            rules[key](f"{name}[{method!r}][{key!r}]", setting)
 
 
-_GRADIENT_MATCHING: dict[str, Rule] = {
-    "iterations": whole(1),
-    "rate": positive(),
-    "momentum": below_one,
-    "network_rate": positive(),
-    "batch_real": whole(1),
-    "batch_train": whole(1),
-    "outer": whole(1),
-    "inner": whole(0),
-    "initialisation": choice(("real", "noise")),
-    "distance": choice(("row-cosine", "mse", "cos")),
-    "precision": choice(PRECISIONS),
-    "compiled": flag,
-}
+def profile_methods(params: Path, profile: str) -> dict[str, dict[str, Any]]:
+    """How a profile runs its methods: what ``<params>/<profile>/methods.yaml`` holds, nothing where there is none.
 
-SETTINGS: dict[str, dict[str, Rule]] = {
-    "dc": _GRADIENT_MATCHING,
-    "dsa": _GRADIENT_MATCHING | {"strategy": text},
-    "dm": {
-        "iterations": whole(1),
-        "rate": positive(),
-        "momentum": below_one,
-        "batch_real": whole(1),
-        "strategy": text,
-        "initialisation": choice(("real", "noise")),
-    },
-    "mtt": {
-        "iterations": whole(1),
-        "steps": whole(1),
-        "expert_epochs": whole(1),
-        "latest_start": whole(1),
-        "minibatch": whole(1),
-        "rate": positive(),
-        "rate_of_step_size": positive(),
-        "step_size": positive(),
-        "momentum": below_one,
-        "experts": whole(1),
-        "expert_rate": positive(),
-        "expert_batch": whole(1),
-        "strategy": text,
-        "gradient": choice(("exact", "tesla")),
-        "initialisation": choice(("real", "noise")),
-        "at_once": whole(1),
-    },
-    "bptt": {
-        "iterations": whole(1),
-        "steps": whole(1),
-        "inner_rate": positive(),
-        "inner_momentum": below_one,
-        "rate": positive(),
-        "momentum": below_one,
-        "clip": positive(),
-        "batch_real": whole(1),
-        "minibatch": whole(1),
-        "strategy": text,
-        "initialisation": choice(("xavier", "noise", "real")),
-        "at_once": whole(1),
-    },
-    "rat": {
-        "iterations": whole(1),
-        "window": whole(1),
-        "horizon": whole(1),
-        "window_start": choice(("fixed", "sliding", "random")),
-        "earliest": whole(0),
-        "every_iteration": flag,
-        "inner_rate": positive(),
-        "rate": positive(),
-        "clip": positive(),
-        "batch_real": whole(1),
-        "minibatch": whole(1),
-        "learn_labels": flag,
-        "strategy": text,
-        "initialisation": choice(("unit_noise", "noise", "real")),
-        "at_once": whole(1),
-    },
-    "random": {},
-    "class_mean": {},
-    "k_means": {},
-    "herding": {"epochs": whole(0)},
-}
-"""The settings of every method."""
+    Raises :class:`ParameterError` for a file that is no dict of methods with their settings.
+    """
+    import yaml
 
-METHODS = tuple(SETTINGS)
+    path = params / profile / "methods.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ParameterError(f"{path} is no YAML: {error}") from error
+    method_settings(str(path), found)
+    return found
+
 
 VOCABULARY: dict[str, Rule] = {
     # where a run reads and writes
@@ -272,17 +106,22 @@ VOCABULARY: dict[str, Rule] = {
     # data and networks
     "dataset": one_of_or_path(DATASETS),
     "normalisation": text,  # "" is the default of the dataset
+    "whitening": choice(("", *WHITENINGS)),  # "" is none
     "network": choice(NETWORKS),
+    "networks": list_of(choice(NETWORKS), at_least=0),  # that learn from sets distilled with another
     "width": whole(0),  # 0 is the published width
+    "depth": whole(0),  # 0 is the published depth
     # distilled sets
     "methods": list_of(choice(METHODS)),
     "ipc": list_of(whole(1)),
+    "keep_every": whole(0),  # iterations; 0 keeps the start alone
     "set_seeds": list_of(whole(0)),
     "distill": method_settings,
     # training and evaluation
     "protocol": choice(PROTOCOLS),
     "protocols": list_of(choice(PROTOCOLS)),
     "network_seeds": whole(1),  # networks a set
+    "transfer_seeds": whole(1),  # networks a set, of other architectures
     "batch_size": whole(1),
     "learning_rate": positive(),
     "momentum": below_one,
@@ -356,7 +195,7 @@ def _check_value(name: str, annotation: str, value: Any) -> None:
     accepted = (int, float) if annotation == "float" else TYPES[annotation]
     if not isinstance(value, accepted) or (isinstance(value, bool) and annotation != "bool"):
         raise ParameterError(
-            f"{name} is {value!r} ({type(value).__name__}): it is declared as {annotation}{_yaml_hint(value)}"
+            f"{name} is {value!r} ({type(value).__name__}): it is declared as {annotation}{yaml_hint(value)}"
         )
     VOCABULARY[name](name, value)
 

@@ -142,8 +142,8 @@ class Run:
             raise ValueError(f"kind is {kind!r}: artefacts lie in any folder but {', '.join(KEPT)}")
         return self.folder / kind / _word("name", name)
 
-    def progress(self, name: str) -> Callable[[int], None]:
-        """A function to call with the number of updates just done.
+    def progress(self, name: str, total: int | None = None) -> Callable[[int], None]:
+        """A function to call with the number of updates just done, of a known ``total`` or not.
 
         The first call opens a bar of that name and closes the one before it, so that what needs no work shows none.
         """
@@ -153,7 +153,7 @@ class Run:
             nonlocal bar
             if bar is None:
                 self._close_bar()
-                bar = self._bar = tqdm(desc=name, unit=" updates", leave=False)
+                bar = self._bar = tqdm(desc=name, total=total, unit=" updates", leave=False)
             bar.update(updates)
 
         return advance

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ddanalysis import augment, checks
+from ddanalysis import augment, augment_dc, checks
 from ddanalysis.compute import Compute, images_per_pass, loss_function, networks_together, slices
 from ddanalysis.layers import Parameters
 from ddanalysis.networks import Networks, stack
@@ -29,8 +29,8 @@ class Recipe:
     Exactly one of ``epochs`` and ``updates`` is given. ``batch_size`` None is the full batch, in row order; else each
     epoch is a fresh permutation whose last batch may be short. The learning rate is multiplied by ``decay`` after
     each of the ``milestones`` (in epochs); ``restart`` forgets the momentum there, as code that builds a new
-    optimiser does. ``augment`` is a DSA strategy, "" for none. SGD and Adam are PyTorch's, weight decay in the
-    gradient.
+    optimiser does. ``augment`` is a DSA strategy, or DC's (:mod:`ddanalysis.augment_dc`), "" for none. SGD and Adam
+    are PyTorch's, weight decay in the gradient.
     """
 
     epochs: int | None = None
@@ -56,7 +56,7 @@ class Recipe:
         checks.one_of("optimiser", self.optimiser, ("sgd", "adam"))
         for name in ("learning_rate", "momentum", "weight_decay"):
             checks.at_least(name, getattr(self, name), 0)
-        augment.parse_strategy(self.augment)
+        _augmentation(self.augment)
 
     def batches_per_epoch(self, n: int) -> int:
         """Updates that one epoch over ``n`` images takes."""
@@ -69,6 +69,13 @@ class Recipe:
     def rate(self, epoch: int) -> float:
         """Learning rate in ``epoch`` (counted from 0)."""
         return self.learning_rate * self.decay ** sum(epoch >= m for m in self.milestones)
+
+
+def _augmentation(strategy: str) -> Callable[[torch.Tensor, str, torch.Generator], torch.Tensor]:
+    """What applies a strategy to a batch; ``ValueError`` for one that does not exist."""
+    of = augment_dc if str(strategy).startswith(augment_dc.PREFIX) else augment
+    of.parse_strategy(strategy)
+    return of.augment
 
 
 @dataclass(frozen=True)
@@ -98,21 +105,27 @@ def train(
     compute: Compute = Compute(),
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int], object] | None = None,
+    rates: Sequence[float] | None = None,
 ) -> Trained:
     """Train every network on its rows of ``x`` (n, c, h, w) and ``y`` ((n,) ids or (n, classes) soft) and return new
     networks.
 
     ``seeds`` (K) name each network's batches and augmentations: equal seeds with equal rows share every batch.
-    ``rows`` (K) are int64 row numbers or bool masks of length n; None is all rows for all. ``observe`` is called with
-    the networks after each number of updates in ``at`` (0 = before training) and returns tensors with a leading K.
-    ``checkpoint`` makes a long run resume; ``progress`` is called with the number of network updates just done.
-    Raises ``ValueError`` before any work.
+    ``rows`` (K) are int64 row numbers or bool masks of length n; None is all rows for all. Those of a network may also
+    be its very batches, int64 (updates, batch_size), one an update. ``observe`` is called with the networks after each
+    number of updates in ``at`` (0 = before training) and returns tensors with a leading K. ``checkpoint`` makes a long
+    run resume; ``progress`` is called with the number of network updates just done. ``rates`` are learning rates, one
+    for each of the recipe's updates, in place of its own. Raises ``ValueError`` before any work.
     """
     plan = _plan(networks, x, y, recipe, seeds, rows, at)
+    if rates is not None and len(rates) != recipe.updates:
+        raise ValueError(
+            f"{len(rates)} learning rates, the recipe has updates = {recipe.updates}: one for each is needed"
+        )
     moments = sorted(set(at))
     done: dict[int, tuple[Networks, Tensors]] = {}
     for part, chosen in enumerate(_together(networks, recipe, plan, x.device)):
-        job = _Job(networks[chosen], x, y, recipe, [plan[k] for k in chosen], observe, moments, compute)
+        job = _Job(networks[chosen], x, y, recipe, [plan[k] for k in chosen], observe, moments, compute, rates)
         trained = job.run(checkpoint.child(part) if checkpoint else None, progress)
         for position, k in enumerate(chosen):
             done[k] = trained.networks[position], {name: t[position] for name, t in trained.observed.items()}
@@ -124,10 +137,14 @@ def train(
 
 @dataclass(frozen=True)
 class _Order:
-    """What one network sees: its rows and the seed of its batches."""
+    """What one network sees: its rows, the seed of its batches, and whether the rows are batches as they stand."""
 
     rows: torch.Tensor
     seed: int
+    batched: bool = False
+
+    def epoch(self, recipe: Recipe, epoch: int) -> torch.Tensor:
+        return self.rows if self.batched else epoch_order(recipe, self.rows, self.seed, epoch)
 
 
 def _plan(
@@ -147,13 +164,22 @@ def _plan(
             raise ValueError(f"{len(given)} {what} for {len(networks)} networks: one a network is needed")
     everything = torch.arange(len(x))
     plan = [
-        _Order(everything if rows is None else _row_numbers(rows[k], len(x), k), seed) for k, seed in enumerate(seeds)
+        _Order(everything, seed) if rows is None else _order(rows[k], len(x), k, recipe, seed)
+        for k, seed in enumerate(seeds)
     ]
     last = min(recipe.total_updates(len(order.rows)) for order in plan)
     late = [u for u in at if not 0 <= u <= last]
     if late:
         raise ValueError(f"update {late[0]} is to be observed, but training ends after update {last} for some network")
     return plan
+
+
+def _order(rows: torch.Tensor, n: int, k: int, recipe: Recipe, seed: int) -> _Order:
+    batched = rows.ndim == 2 and rows.dtype == torch.int64
+    if batched and tuple(rows.shape) != (recipe.updates, recipe.batch_size):
+        wanted = f"({recipe.updates}, {recipe.batch_size}), updates and batch_size of the recipe, is needed"
+        raise ValueError(f"the batches of network {k} have shape {tuple(rows.shape)}: {wanted}")
+    return _Order(_row_numbers(rows.flatten() if batched else rows, n, k), seed, batched)
 
 
 def _row_numbers(rows: torch.Tensor, n: int, k: int) -> torch.Tensor:
@@ -195,9 +221,10 @@ class _Job:
         observe: Observer | None,
         moments: list[int],
         compute: Compute,
+        rates: Sequence[float] | None,
     ) -> None:
         self.networks, self.x, self.y, self.recipe, self.plan = networks, x, y, recipe, plan
-        self.observe, self.moments, self.compute = observe, moments, compute
+        self.observe, self.moments, self.compute, self.rates = observe, moments, compute, rates
         self.names = networks.trainable()
         self.loss = loss_function(networks.architecture, compute)
         self.state = {name: t.clone() for name, t in networks.state.items()}
@@ -240,9 +267,10 @@ class _Job:
         if self.recipe.restart and self.update == epoch * size and epoch in self.recipe.milestones:
             for averages in self.averages.values():
                 torch._foreach_zero_(averages)
+        rate = self.recipe.rate(epoch) if self.rates is None else self.rates[self.update]
         gradients = self._gradients(*self._batch())
         self.update += 1
-        self._descend([self.state[name] for name in self.names], gradients, self.recipe.rate(epoch))
+        self._descend([self.state[name] for name in self.names], gradients, rate)
 
     def _batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Images (n, K * c, h, w), labels (n, K[, classes]) and loss weights (n, K) of this update; short batches are
@@ -261,16 +289,17 @@ class _Job:
         """The row numbers of this update's batch of every network."""
         epoch, batch = divmod(self.update, self.recipe.batches_per_epoch(len(self.plan[0].rows)))
         if self.epoch != epoch:
-            self.epoch, self.orders = epoch, [epoch_order(self.recipe, o.rows, o.seed, epoch) for o in self.plan]
+            self.epoch, self.orders = epoch, [o.epoch(self.recipe, epoch) for o in self.plan]
         size = self.recipe.batch_size or max(len(order) for order in self.orders)
         return [order[batch * size : (batch + 1) * size] for order in self.orders]
 
     def _augmented(self, rows: list[torch.Tensor], longest: int) -> torch.Tensor:
         """Each network's images under its own draw of this update, (n, K, c, h, w)."""
+        apply = _augmentation(self.recipe.augment)
         images = self.x.new_zeros(longest, len(rows), *self.x.shape[1:])
         for k, (own, order) in enumerate(zip(rows, self.plan, strict=True)):
             g = generator(order.seed, "augment", self.update)
-            images[: len(own), k] = augment.augment(self.x[own.to(self.x.device)], self.recipe.augment, g)
+            images[: len(own), k] = apply(self.x[own.to(self.x.device)], self.recipe.augment, g)
         return images
 
     def _gradients(self, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> list[torch.Tensor]:

@@ -15,6 +15,9 @@ frepo     less the mean image, over the deviation    over n                regul
 ``kornia`` is what MTT, TESLA and DD-Ranking use, ``per-image`` what BPTT (Remember the Past), RaT-BPTT and KIP use; the
 regularisation is 0.1 everywhere but for SVHN in BPTT, where it is 100. FRePo's block form for images of 128 pixels is
 not here. Images are pixels in [0, 1]: of the three only ``kornia`` would notice another scale.
+
+``per-image`` whitening forgets the brightness and contrast of every image. Undone, an image gets those of an average
+training image; so the pixels of a distilled image can be shown, but whitening them gives its direction, not its length.
 """
 
 import dataclasses
@@ -29,7 +32,6 @@ import torch
 from torch import Tensor
 
 from ddanalysis import checks
-from ddanalysis.data import ImageData
 
 KINDS = ("kornia", "per-image", "frepo")
 TOLERANCE = 1e-4
@@ -43,8 +45,9 @@ _SINGULAR = 1e-12  # eigenvalues below this share of the largest are rounding
 class Whitening:
     """A fitted whitening, as :func:`fit` gives it. Making one checks its fields, with ``ValueError``.
 
-    ``matrix`` (d, d) float32, symmetric. ``mean`` (c, h, w) float32 and ``std``, one number a channel, prepare an
-    image; they are 0 and 1 where the kind has none. What is applied and undone is computed in float64, rounded once.
+    ``matrix`` (d, d) float32, symmetric. ``mean`` (c, h, w) float32 and ``std``, one number a channel, are those of the
+    preparation, 1 for ``kornia``'s std; for ``per-image`` they are brightness and contrast of an average training
+    image, used in undoing alone. What is applied and undone is computed in float64, rounded once.
     """
 
     kind: str
@@ -93,8 +96,8 @@ class Whitening:
     def invert(self, whitened: Tensor, scales: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The pixels of ``whitened`` images (n, c, h, w); distilled ones may lie outside [0, 1].
 
-        ``per-image`` whitening forgets the mean and length of every image: with its ``scales`` (of :meth:`scales`) the
-        pixels come back, without them images of mean 0 and length 1 do. The other kinds take no scales.
+        Of ``per-image`` whitening the very pixels come back with their ``scales`` (of :meth:`scales`), without them
+        images of average brightness and contrast. The other kinds take no scales.
         """
         checks.images("whitened images", whitened, self.shape)
         if scales is not None:
@@ -107,6 +110,8 @@ class Whitening:
             if scales is not None:
                 means, lengths = (t[rows, None].to(flat) for t in scales)
                 return flat * lengths + means
+            if self.kind == "per-image":
+                flat = _unit(flat) * math.sqrt(flat.shape[1])
             return flat.view_as(chunk) * std + mean
 
         return _in_chunks(whitened, undone)
@@ -138,7 +143,9 @@ class Whitening:
         return {f"whitening.{name}": getattr(self, name) for name in _TENSORS}
 
     def to(self, device: torch.device | str) -> "Whitening":
-        """The same whitening on ``device``."""
+        """The same whitening on ``device``; itself where it is there already."""
+        if self.matrix.device == self.mean.device == torch.device(device):
+            return self
         return dataclasses.replace(self, matrix=self.matrix.to(device), mean=self.mean.to(device))
 
     def _prepared(self, pixels: Tensor) -> Tensor:
@@ -189,40 +196,40 @@ def from_tensors(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) 
     return Whitening(description["kind"], description["regularisation"], std=std, **parts)
 
 
-def fits(here: str, ours: Whitening | None, there: str, theirs: Whitening | None) -> None:
-    """Refuse two things, named ``here`` and ``there``, that are not whitened alike; None is not whitened.
+def alike(ours: Whitening | None, theirs: Whitening | None) -> bool:
+    """Whether both are one whitening, or both None, not whitened.
 
-    Fits of the same images on two machines differ by rounding and are alike, those of other images are not. Raises
-    ``ValueError``.
+    Fits of the same images on two machines differ by rounding and are alike, those of other images are not.
     """
-    names = ["not whitened" if one is None else f"whitened by {one.name}" for one in (ours, theirs)]
-    if names[0] != names[1]:
-        raise ValueError(f"{here} is {names[0]}, {there} is {names[1]}: they must be in one space")
-    if ours is None or theirs is None:
-        return
-    if ours.shape != theirs.shape:
-        raise ValueError(f"{here} is whitened as images of {ours.shape}, {there} of {theirs.shape}")
+    if ours is None or theirs is None or ours is theirs:
+        return ours is theirs
+    if (ours.name, ours.shape) != (theirs.name, theirs.shape):
+        return False
     deviations = [torch.tensor(one.std) for one in (ours, theirs)]
     pairs = [(ours.matrix, theirs.matrix.to(ours.matrix.device)), (ours.mean, theirs.mean.to(ours.mean.device))]
-    for a, b in (*pairs, (deviations[0], deviations[1])):
-        if float((a - b).abs().max()) > TOLERANCE * float(a.abs().max()):
-            raise ValueError(f"{here} and {there} are both {names[0]}, but fitted to other images: they are not alike")
+    near = [(a - b).abs().max() <= TOLERANCE * a.abs().max() for a, b in (*pairs, (deviations[0], deviations[1]))]
+    return all(map(bool, near))
 
 
-def whitened(data: ImageData, whitening: Whitening) -> ImageData:
-    """``data`` in the whitened space, where mean 0 and std 1 stand for no normalisation; its name says so."""
-    c = len(data.mean)
-    train_x, test_x = (whitening.apply(data.denormalise(x)) for x in (data.train_x, data.test_x))
-    name = f"{data.name}-zca-{whitening.kind}"
-    return dataclasses.replace(data, name=name, train_x=train_x, test_x=test_x, mean=(0.0,) * c, std=(1.0,) * c)
+def fits(here: str, ours: Whitening | None, there: str, theirs: Whitening | None) -> None:
+    """Refuse two things, named ``here`` and ``there``, that are not whitened :func:`alike`: a ``ValueError``."""
+    if alike(ours, theirs):
+        return
+    names = ["not whitened" if one is None else f"whitened by {one.name}" for one in (ours, theirs)]
+    if names[0] != names[1] or ours is None or theirs is None:
+        raise ValueError(f"{here} is {names[0]}, {there} is {names[1]}: they must be in one space")
+    if ours.shape != theirs.shape:
+        raise ValueError(f"{here} is whitened as images of {ours.shape}, {there} of {theirs.shape}")
+    raise ValueError(f"{here} and {there} are both {names[0]}, but fitted to other images: they are not alike")
 
 
 def _centre(kind: str, pixels: Tensor, std: Sequence[float] | None) -> tuple[Tensor, tuple[float, ...]]:
-    """The mean image, float32, and the deviation of each channel; 0 and 1 where the kind has none."""
+    """Mean (c, h, w), float32, and std of a :class:`Whitening`."""
     c = pixels.shape[1]
-    if kind == "per-image":
-        return torch.zeros(pixels.shape[1:], device=pixels.device), (1.0,) * c
     mean = pixels.mean(0, dtype=torch.float64)
+    if kind == "per-image":
+        variances = [part.double().flatten(1).var(1, correction=0) for part in pixels.split(_rows(pixels))]
+        return torch.full_like(mean, float(mean.mean())).float(), (float(torch.cat(variances).mean().sqrt()),) * c
     if kind == "kornia":
         return mean.float(), (1.0,) * c
     if std is not None:
@@ -265,11 +272,15 @@ def _prepared(kind: str, pixels: Tensor, mean: Tensor, std: tuple[float, ...]) -
     """Flat images (n, d), float64, that the matrix is fitted to and applied to."""
     x = pixels.double()
     if kind == "per-image":
-        flat = x.flatten(1)
-        flat = flat - flat.mean(1, keepdim=True)
-        return flat / flat.norm(dim=1, keepdim=True)
+        return _unit(x.flatten(1))
     deviations = torch.tensor(std, dtype=torch.float64, device=x.device).view(-1, 1, 1)
     return ((x - mean.to(x)) / deviations).flatten(1)
+
+
+def _unit(flat: Tensor) -> Tensor:
+    """Every row less its mean, over its length; 0 where it has one value throughout."""
+    flat = flat - flat.mean(1, keepdim=True)
+    return flat / flat.norm(dim=1, keepdim=True).clamp(min=torch.finfo(flat.dtype).tiny)
 
 
 def _check_deviations(std: Sequence[float], channels: int) -> None:

@@ -1,6 +1,7 @@
 """BPTT and RaT-BPTT against autograd through plain PyTorch, their windows, clipping and resumption."""
 
 import math
+from dataclasses import replace
 
 import plain
 import pytest
@@ -12,6 +13,7 @@ from torch.func import functional_call
 from ddanalysis import augment, networks
 from ddanalysis.distill import Job, Method, bptt, outer
 from ddanalysis.distill.bptt import preset, rat_bptt
+from ddanalysis.distilled import DistilledSet
 from ddanalysis.seeding import generator, stream_seed
 from ddanalysis.store import Checkpoint
 from ddanalysis.training import Recipe, epoch_order
@@ -167,7 +169,8 @@ def test_images_start_as_published():
 def test_published_constants():
     assert Method(make, 1).settings({}) == {
         "iterations": 500_000, "steps": 150, "inner_rate": 0.01, "inner_momentum": 0.9, "rate": 0.1, "momentum": 0.5,
-        "clip": 2.0, "batch_real": 64, "minibatch": None, "strategy": "", "initialisation": "xavier", "at_once": 1,
+        "clip": 2.0, "batch_real": 64, "minibatch": None, "strategy": "", "learn_labels": False, "bases": None,
+        "downsample": 2, "coefficient_decay": 1e-4, "initialisation": "xavier", "at_once": 1,
     }  # fmt: skip
     ten = {"window": 60, "horizon": 200, "window_start": "random", "minibatch": 10, "rate": 1e-3, "learn_labels": False}
     assert preset("cifar10", 10, {}) == ten | {"strategy": "flip_rotate"} == preset("cifar10-jpeg", 1, {"window": None})
@@ -221,9 +224,49 @@ def test_the_loss_falls(norm):
         assert made.history["loss"][-5:].mean() < 0.9 * made.history["loss"][:3].mean()
 
 
-def test_learned_labels_are_soft_and_not_below_0():
-    made = rat_bptt(job(1), iterations=3, window=2, horizon=4, rate=0.05, learn_labels=True)
-    assert made.y.shape == (3, 3) and float(made.y.min()) >= 0 and not torch.equal(made.y, torch.eye(3))
+LABELS = {
+    "rat": (rat_bptt, dict(window=2, horizon=4, batch_real=12, rate=0.05)),
+    "bptt": (make, dict(steps=3, inner_rate=0.1, batch_real=4, rate=5.0, clip=LARGE)),
+}
+
+
+@pytest.mark.parametrize("method", LABELS)
+def test_learned_labels_are_soft_and_not_below_0(method):
+    make_it, settings = LABELS[method]
+    made = make_it(job(1), iterations=3, **settings, initialisation="real", learn_labels=True)
+    assert made.y.shape == (3, 3) and float(made.y.min()) == 0 and not torch.equal(made.y, torch.eye(3))
+
+
+@pytest.mark.parametrize("method", LABELS)
+def test_a_given_set_is_continued_with_its_labels(method):
+    make_it, settings = LABELS[method]
+    y = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
+    for labels in (y, job(1).labels()):
+        one = DistilledSet(job(1).start("noise"), labels, 3, (0.0,), (1.0,), "bptt", "toy", 1)
+        the_job, still = replace(job(1), given=one), settings | {"rate": 1e-9, "initialisation": "given"}
+        made = make_it(the_job, iterations=1, **still, learn_labels=True)
+        soft = labels if labels.ndim == 2 else F.one_hot(labels, 3).float()
+        assert torch.allclose(made.x, one.x, atol=1e-6) and torch.allclose(made.y, soft, atol=1e-6)
+        assert torch.equal(make_it(the_job, iterations=1, **still).y, job(1).labels())
+
+
+def test_labels_learn_by_their_gradient():
+    the_job = job(dtype=torch.float64)
+    made = make(
+        the_job, iterations=1, steps=3, inner_rate=0.05, rate=0.3, clip=LARGE, batch_real=4, minibatch=1,
+        initialisation="real", learn_labels=True,
+    )  # fmt: skip
+    leaves = {"x": the_job.start("real"), "y": F.one_hot(the_job.labels(), 3).double()}
+    leaves = {name: t.requires_grad_() for name, t in leaves.items()}
+    inner = {"kind": "sgd", "momentum": 0.9, "rate": 0.05}
+    module, w = train(the_job, leaves, 0, 3, 3, inner, 1, lambda x, _: x)
+    rows = outer.real_rows(the_job, 4, 0)
+    loss = F.cross_entropy(functional_call(module, w, the_job.data.train_x[rows]), the_job.data.train_y[rows])
+    loss.backward()
+    for name, found in (("x", made.x), ("y", made.y)):
+        assert float(leaves[name].grad.norm()) > 0
+        expected = (leaves[name] - 0.3 * leaves[name].grad).detach()
+        assert torch.allclose(found, expected if name == "x" else expected.clamp(min=0), atol=1e-10)
 
 
 BAD = [

@@ -1,6 +1,7 @@
 """Loading, normalising and dividing datasets: real ones where they are, made-up ones of every layout, bad input."""
 
 import bz2
+import dataclasses
 import re
 import struct
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddanalysis import data, datasets
+from ddanalysis import data, datasets, whitening
 
 Arrays = dict[str, np.ndarray]
 
@@ -159,6 +160,84 @@ def test_to_moves_every_tensor():
     moved = data.load("digits").to("meta")
     tensors = (moved.train_x, moved.train_y, moved.test_x, moved.test_y)
     assert {t.device.type for t in tensors} == {"meta"} and moved.shape == (1, 8, 8)
+
+
+# ---- whitening
+
+
+@pytest.mark.parametrize("kind", whitening.KINDS)
+def test_whitened_data_carry_what_was_fitted_to_their_training_pixels(kind):
+    plain, white = data.load("digits", normalisation="none"), data.load("digits", whitening=kind)
+    w = whitening.fit(kind, plain.train_x, 0.1)
+    assert white.whitening.fingerprint == w.fingerprint
+    assert (white.name, white.mean, white.std) == (f"digits-zca-{kind}", (0.0,), (1.0,))
+    assert torch.equal(white.train_x, w.apply(plain.train_x)) and torch.equal(white.test_x, w.apply(plain.test_x))
+    assert torch.equal(white.train_y, plain.train_y) and white.train_x.dtype is torch.float32
+    by_hand = data.whitened(data.load("digits"), w)  # whatever normalisation it had
+    torch.testing.assert_close(by_hand.test_x, white.test_x, atol=1e-4, rtol=0)
+
+
+def test_whitened_data_have_fingerprints_of_their_own():
+    whites = [data.load("digits", whitening=kind) for kind in whitening.KINDS]
+    prints = [d.fingerprint() for d in whites]
+    assert (
+        len({*prints, data.load("digits").fingerprint(), data.load("digits", normalisation="none").fingerprint()}) == 5
+    )
+    assert data.load("digits", whitening="kornia", normalisation="none").fingerprint() == prints[0]
+    other = dataclasses.replace(whites[0].whitening, regularisation=0.2)
+    assert dataclasses.replace(whites[0], whitening=other).fingerprint() != prints[0]
+
+
+@pytest.mark.parametrize("kind", ["kornia", "frepo"])
+def test_denormalising_undoes_a_whitening(kind):
+    plain, white = data.load("digits", normalisation="none"), data.load("digits", whitening=kind)
+    for x, pixels in [(white.test_x, plain.test_x), (white.test_x[0], plain.test_x[0])]:
+        torch.testing.assert_close(white.denormalise(x), pixels, atol=1e-5, rtol=0)
+    grid = white.denormalise(white.test_x[:6].view(2, 3, 1, 8, 8))
+    torch.testing.assert_close(grid, plain.test_x[:6].view(2, 3, 1, 8, 8), atol=1e-5, rtol=0)
+    halves = dataclasses.replace(white, mean=(1.0,), std=(2.0,))  # whitened and then normalised
+    torch.testing.assert_close(halves.denormalise((white.test_x - 1) / 2), plain.test_x, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match=r"of shape \(1, 8, 4\)"):
+        white.denormalise(white.test_x[:, :, :, :4])
+
+
+def test_denormalised_per_image_whitening_is_seen_as_pixels():
+    plain, white = data.load("digits", normalisation="none"), data.load("digits", whitening="per-image")
+    pixels = white.denormalise(white.test_x)
+    assert float(pixels.mean()) == pytest.approx(float(plain.train_x.mean()), abs=1e-5)
+    inside = (pixels > -0.2) & (pixels < 1.2)
+    assert inside.float().mean() > 0.999
+    seen = [x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (pixels, plain.test_x)]
+    torch.testing.assert_close(torch.cosine_similarity(*seen), torch.ones(360), atol=1e-5, rtol=0)
+
+
+def test_whitening_stays_with_the_data():
+    white = data.load("digits", whitening="kornia")
+    rest, _ = data.hold_out(white, 0.1, seed=0)
+    assert rest.whitening is white.whitening and white.to("cpu").whitening is white.whitening
+    assert white.to("cpu").fingerprint() == white.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "dataset, kind, regularisation",
+    [("svhn", "per-image", 100.0), ("svhn", "kornia", 0.1), ("cifar10", "per-image", 0.1)],
+)
+def test_bptt_regularises_svhn_as_published(tmp_path, monkeypatch, dataset, kind, regularisation):
+    stand_in = datasets.read("digits", tmp_path)
+    monkeypatch.setattr(datasets, "read", lambda *_, **__: stand_in)
+    assert data.load(dataset, whitening=kind).whitening.regularisation == regularisation
+
+
+def test_whitenings_that_are_refused():
+    with pytest.raises(ValueError, match="unknown whitening 'zca': allowed are kornia, per-image, frepo"):
+        data.load("digits", whitening="zca")
+    with pytest.raises(ValueError, match="unknown normalisation of whitened digits 'exact': allowed are none"):
+        data.load("digits", whitening="kornia", normalisation="exact")
+    white = data.load("digits", whitening="kornia")
+    with pytest.raises(ValueError, match="dataset digits-zca-kornia is whitened already"):
+        data.whitened(white, white.whitening)
+    with pytest.raises(ValueError, match=r"of shape \(1, 8, 8\): \(3, 4, 5\) is needed"):
+        data.whitened(data.load("digits"), whitening.fit("kornia", torch.linspace(0, 1, 300).view(5, 3, 4, 5)))
 
 
 # ---- npz files

@@ -42,7 +42,7 @@ def test_every_method_gives_ipc_images_a_class_and_the_seed_decides(method):
         "rate": 1.0,
         "strategy": "",
     }
-    settings = {
+    own = {
         "dc": few,
         "dsa": few,
         "dm": few,
@@ -50,7 +50,10 @@ def test_every_method_gives_ipc_images_a_class_and_the_seed_decides(method):
         "bptt": few | {"steps": 2},
         "rat": few | {"window": 2, "horizon": 3},
         "herding": {"epochs": 1},
-    }.get(method, {})
+    }
+    settings = own.get(method.removeprefix("clom_"), {})
+    if method.startswith("clom_"):
+        settings = settings | {"alpha": 1.0, "models": 1, "model_epochs": 1}
     made = METHODS[method].make(job(), **settings)
     assert made.x.shape == (6, 1, 8, 8) and made.y.tolist() == [0, 0, 1, 1, 2, 2]
     assert torch.equal(made.x, METHODS[method].make(job(), **settings).x)

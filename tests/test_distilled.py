@@ -9,19 +9,27 @@ import pytest
 import safetensors.torch
 import torch
 
-from ddanalysis import store
-from ddanalysis.distilled import DistilledSet, assemble, describe, fits, load, renormalise, save, tensors
+from ddanalysis import store, whitening
+from ddanalysis.distilled import DistilledSet, assemble, describe, fits, load, pixels, renormalise, save, tensors
 from ddanalysis.seeding import generator
 
 FIELDS = {"n_classes": 3, "mean": (0.1, 0.2), "std": (0.3, 0.4), "method": "dm", "dataset": "digits", "ipc": 2}
 
 
-def pixels(n=6, shape=(2, 4, 5)):
+def images(n=6, shape=(2, 4, 5)):
     return torch.randn(n, *shape, generator=generator(0, "pixels"))
 
 
+def real(seed=0):
+    return torch.rand(80, 2, 4, 5, generator=generator(seed, "real"))
+
+
+WHITENINGS = {kind: whitening.fit(kind, real()) for kind in whitening.KINDS}
+PLAIN = {"mean": (0.0, 0.0), "std": (1.0, 1.0)}
+
+
 def make(**changes):
-    values = {"x": pixels(), "y": torch.arange(3).repeat_interleave(2), **FIELDS, **changes}
+    values = {"x": images(), "y": torch.arange(3).repeat_interleave(2), **FIELDS, **changes}
     return DistilledSet(**values)
 
 
@@ -33,10 +41,17 @@ def full():
     return make(y=soft, order=order, learning_rates=rates, network="ConvNet", seed=7, settings=settings)
 
 
+def white(kind="kornia", **changes):
+    return make(whitening=WHITENINGS[kind], **{**PLAIN, **changes})
+
+
 def same(a, b):
     plain = all(getattr(a, name) == getattr(b, name) for name in (*FIELDS, "network", "seed", "settings"))
     left, right = tensors(a), tensors(b)
-    return plain and left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+    prints = {one.whitening and one.whitening.fingerprint for one in (a, b)}
+    return (
+        len(prints) == 1 and plain and left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+    )
 
 
 def test_basic_properties():
@@ -54,11 +69,11 @@ def test_soft_labels_give_the_class_they_favour():
 
 def test_fewer_images_than_classes_are_a_set():
     y = torch.rand(2, 5, generator=generator(0))
-    assert len(make(x=pixels(2), y=y, n_classes=5, ipc=1)) == 2
+    assert len(make(x=images(2), y=y, n_classes=5, ipc=1)) == 2
 
 
 def test_tensors_that_are_still_learned_are_detached():
-    s = make(x=pixels().requires_grad_(), learning_rates=torch.ones(1, requires_grad=True))
+    s = make(x=images().requires_grad_(), learning_rates=torch.ones(1, requires_grad=True))
     assert not s.x.requires_grad and not s.learning_rates.requires_grad
 
 
@@ -70,29 +85,31 @@ def test_settings_are_as_json_gives_them_and_no_longer_the_callers():
 
 
 def test_moving_keeps_every_field():
-    assert same(full().to("cpu"), full())
+    assert same(full().to("cpu"), full()) and same(white().to("cpu"), white())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_to_a_gpu_and_back():
-    there = full().to("cuda")
-    assert all(t.is_cuda for t in tensors(there).values()) and same(there.to("cpu"), full())
+    for here in (full(), white()):
+        there = here.to("cuda")
+        assert all(t.is_cuda for t in tensors(there).values()) and same(there.to("cpu"), here)
+        torch.testing.assert_close(pixels(there).cpu(), pixels(here), atol=1e-5, rtol=0)
 
 
-NAN = pixels()
+NAN = images()
 NAN[4, 0, 0, 0] = math.nan
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"x": pixels().double()}, "x is torch.strided of torch.float64: a dense tensor of torch.float32"),
-        ({"x": pixels().numpy()}, "x is a ndarray"),
+        ({"x": images().double()}, "x is torch.strided of torch.float64: a dense tensor of torch.float32"),
+        ({"x": images().numpy()}, "x is a ndarray"),
         ({"x": None}, "x is a NoneType"),
-        ({"x": pixels().to_sparse()}, "x is torch.sparse_coo"),
+        ({"x": images().to_sparse()}, "x is torch.sparse_coo"),
         ({"x": torch.tensor(1.0)}, "x is a single number"),
-        ({"x": pixels()[0]}, r"distilled images have shape \(2, 4, 5\)"),
-        ({"x": pixels()[:0], "y": torch.zeros(0, dtype=torch.int64)}, "n >= 1"),
+        ({"x": images()[0]}, r"distilled images have shape \(2, 4, 5\)"),
+        ({"x": images()[:0], "y": torch.zeros(0, dtype=torch.int64)}, "n >= 1"),
         ({"x": NAN}, "distilled images hold NaN or infinite pixels, first in image 4"),
         ({"y": torch.arange(6, dtype=torch.int32)}, "y is torch.strided of torch.int32"),
         ({"y": torch.tensor(1)}, "y is a single number"),
@@ -132,6 +149,11 @@ NAN[4, 0, 0, 0] = math.nan
         ({"settings": {"a": math.nan}}, "cannot be written as JSON"),
         ({"settings": {"a": torch.ones(1)}}, "cannot be written as JSON"),
         ({"settings": [1]}, "settings are a list"),
+        ({"whitening": "kornia"}, "whitening is 'kornia': a fitted Whitening or None is needed"),
+        (
+            {"whitening": whitening.fit("kornia", real().mT.contiguous())},
+            r"the whitening is for images of \(2, 5, 4\): the set has \(2, 4, 5\)",
+        ),
     ],
 )
 def test_a_wrong_field_is_refused(changes, message):
@@ -139,7 +161,10 @@ def test_a_wrong_field_is_refused(changes, message):
         make(**changes)
 
 
-@pytest.mark.parametrize("s", [make(), full(), make(learning_rates=torch.tensor([0.5]))], ids=["plain", "full", "rate"])
+EVERY = {"plain": make(), "full": full(), "rate": make(learning_rates=torch.tensor([0.5])), "white": white()}
+
+
+@pytest.mark.parametrize("s", EVERY.values(), ids=EVERY)
 def test_a_file_gives_back_the_set_and_the_same_bytes(s, tmp_path):
     save(s, tmp_path / "a.safetensors")
     back = load(tmp_path / "a.safetensors")
@@ -158,6 +183,29 @@ def test_a_file_says_all_that_is_known_of_the_set_and_what_its_maker_adds(tmp_pa
     assert store.matches(path, {**describe(**FIELDS), "maker": {"name": "dm", "version": 2}})
     assert not store.matches(path, {**describe(**{**FIELDS, "ipc": 3}), "maker": {"name": "dm", "version": 2}})
     assert same(load(path), make())
+
+
+def test_a_set_that_is_not_whitened_is_described_as_ever():
+    assert store.canonical(describe(**FIELDS)) == (
+        '{"dataset":"digits","ipc":2,"kind":"distilled set, layout 1","mean":[0.1,0.2],"method":"dm","n_classes":3,'
+        '"network":"","seed":0,"settings":{},"std":[0.3,0.4]}'
+    )
+    assert describe(**FIELDS, whitening=None) == describe(**FIELDS) and tensors(make()).keys() == {"x", "y"}
+
+
+@pytest.mark.parametrize("kind", whitening.KINDS)
+def test_the_whitening_is_in_the_file_of_its_set(kind, tmp_path):
+    path, s, w = tmp_path / "s.safetensors", white(kind), WHITENINGS[kind]
+    save(s, path)
+    parts, said = store.read(path)
+    assert said == describe(**FIELDS | PLAIN, whitening=w) and said["whitening"] == w.describe()
+    assert parts.keys() == {"x", "y", "whitening.matrix", "whitening.mean"}
+    back = load(path)
+    assert back.whitening.fingerprint == w.fingerprint and torch.equal(pixels(back), pixels(s))
+    made = assemble({"x": s.x, "y": s.y, **w.tensors()}, {**said, "maker": 1})  # as a maker does
+    assert same(made, s)
+    save(made, tmp_path / "made.safetensors")
+    assert (tmp_path / "made.safetensors").read_bytes() == path.read_bytes()
 
 
 def test_an_added_description_cannot_contradict_the_set(tmp_path):
@@ -186,14 +234,20 @@ def test_files_of_others_and_broken_ones_are_refused(tmp_path):
             load(path)
         assert str(path) in str(caught.value)
 
-    path.write_bytes(safetensors.torch.save({"x": pixels()}))
+    path.write_bytes(safetensors.torch.save({"x": images()}))
     refused("holds no distilled set: the description is of kind None")
-    store.write(path, {"x": pixels()}, said)
+    store.write(path, {"x": images()}, said)
     refused("lacks y")
     store.write(path, tensors(make()), {k: v for k, v in said.items() if k not in ("ipc", "std")})
     refused("lacks ipc, std")
     store.write(path, {**tensors(make()), "z": torch.ones(1)}, said)
     refused("unknown tensors z")
+    store.write(path, tensors(white()), said)
+    refused("unknown tensors whitening.matrix, whitening.mean")
+    store.write(path, tensors(make()), describe(**FIELDS, whitening=WHITENINGS["kornia"]))
+    refused("the whitening lacks whitening.matrix, whitening.mean")
+    store.write(path, tensors(white()), {**said, "whitening": 1})
+    refused("holds no distilled set")
     store.write(path, {"x": NAN, "y": make().y}, said)
     refused("NaN")
     store.write(path, tensors(make()), {**said, "mean": None})
@@ -231,8 +285,8 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def data(**changes):
-    values = {"name": "digits", "shape": (2, 4, 5), "n_classes": 3, "mean": (0.1, 0.2), "std": (0.3, 0.4), **changes}
-    return SimpleNamespace(**values)
+    values = {"name": "digits", "shape": (2, 4, 5), "n_classes": 3, "mean": (0.1, 0.2), "std": (0.3, 0.4)}
+    return SimpleNamespace(**{**values, "whitening": None, **changes})
 
 
 def test_a_set_fits_its_data_within_the_tolerance():
@@ -256,7 +310,7 @@ def test_a_set_that_does_not_fit_is_refused_with_both_names(changes, message):
     assert "dm_digits_ipc2_s0" in str(caught.value) and "digits" in str(caught.value)
 
 
-def test_renormalising_keeps_the_pixels():
+def test_renormalising_keeps_the_images():
     s = full()
     other = renormalise(s, (0.4914, 0.0), (0.2023, 1.0))
     assert (other.mean, other.std) == ((0.4914, 0.0), (0.2023, 1.0))

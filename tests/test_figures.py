@@ -17,6 +17,7 @@ from matplotlib.colors import to_hex
 from ddanalysis import figures, parameters
 from ddanalysis.data import ImageData
 from ddanalysis.distilled import DistilledSet
+from ddanalysis.intervals import mean_and_half_width
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +160,7 @@ def test_curves_are_means_over_sets_and_networks_and_the_test_images_are_black()
 def test_bands_are_t_intervals_over_networks_else_over_sets(networks, sets, unit):
     table = recognition(("dm",), networks, sets)
     units = table[table["target"] == "set"].groupby(["update", unit])["accuracy"].mean().unstack().to_numpy()
-    middle, half = figures.mean_and_half_width(units)
+    middle, half = mean_and_half_width(units)
     for row, m, h in zip(units, middle, half, strict=True):
         low, high = scipy.stats.t.interval(0.95, len(row) - 1, loc=row.mean(), scale=scipy.stats.sem(row))
         assert (m - h, m + h) == pytest.approx((low, high))
@@ -185,7 +186,7 @@ def test_each_ipc_is_a_panel_with_the_same_test_curve_and_the_loss_can_be_drawn(
 
 
 def test_means_and_half_widths_leave_gaps_out():
-    middle, half = figures.mean_and_half_width(np.array([[1.0, np.nan, 3.0], [np.nan, 5.0, np.nan], [np.nan] * 3]))
+    middle, half = mean_and_half_width(np.array([[1.0, np.nan, 3.0], [np.nan, 5.0, np.nan], [np.nan] * 3]))
     np.testing.assert_allclose(middle, [2, 5, np.nan])
     np.testing.assert_allclose(half, [scipy.stats.t.ppf(0.975, 1), np.nan, np.nan])
 
@@ -301,3 +302,53 @@ def test_set_grid_shows_a_row_a_set_and_a_column_a_class():
     assert len(figures.set_grid([one], data, per_class=2).axes[0].images) == 6
     with pytest.raises(ValueError, match="each needs as many"):
         figures.set_grid([one], data, per_class=3)
+
+
+def test_loss_curves_have_a_panel_a_method_and_a_line_a_component():
+    rows = [
+        {"dataset": "toy", "method": m, "ipc": n, "set_seed": 0, "iteration": i, "component": c, "value": 1.0 + i}
+        for m, parts in (("dm", ["loss"]), ("clom_dm", ["loss", "regulariser"]))
+        for n in (1, 10) for c in parts for i in range(5)
+    ]  # fmt: skip
+    figure = figures.loss_curves(pd.DataFrame(rows))
+    assert [ax.get_title() for ax in figure.axes] == ["Distribution matching", "Distribution matching, CLOM"]
+    assert [len(ax.lines) for ax in figure.axes] == [4, 8]  # a faint and a smooth one each
+    names = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    assert names == ["loss, IPC 1", "regulariser, IPC 1", "loss, IPC 10", "regulariser, IPC 10"] or sorted(names) == [
+        "loss, IPC 1", "loss, IPC 10", "regulariser, IPC 1", "regulariser, IPC 10",
+    ]  # fmt: skip
+
+
+def along():
+    return pd.DataFrame([
+        {"dataset": "toy", "method": m, "ipc": n, "network": "A", "protocol": "short", "set_seed": s, "network_seed": k,
+         "accuracy": 0.5 + 0.01 * i + 0.02 * s, "iteration": i}
+        for m, last in (("dm", 20), ("dc", 10)) for n in (1, 10) for s in range(3) for k in range(2)
+        for i in (0, last // 2, last)
+    ])  # fmt: skip
+
+
+def test_accuracy_along_goes_from_the_start_to_the_end_of_every_method():
+    figure = figures.accuracy_along(along())
+    assert len(figure.axes) == 2
+    for ax in figure.axes:
+        lines = {to_hex(line.get_color()): line for line in ax.lines}
+        dm, dc = (lines[figures.METHOD_COLOURS[m].lower()] for m in ("dm", "dc"))
+        assert dm.get_xdata() == pytest.approx([0, 0.5, 1]) and dm.get_ydata() == pytest.approx([0.52, 0.62, 0.72])
+        assert dc.get_ydata() == pytest.approx([0.52, 0.57, 0.62])
+    assert drawn(figure)
+
+
+def test_gain_intervals_have_a_row_a_method_and_ipc_and_a_panel_a_comparison():
+    rows = [
+        {"method": m, "ipc": n, "over": over, "mean": 0.1, "low": 0.05, "high": 0.15}
+        for m in ("dm", "clom_dm") for n in (1, 10) for over in ("random real images", "its own start")
+    ]  # fmt: skip
+    rows += [{"method": "clom_dm", "ipc": 1, "over": "the method without CLOM", "mean": 0.0, "low": -0.1, "high": 0.1}]
+    figure = figures.gain_intervals(pd.DataFrame(rows))
+    assert [len(ax.containers) for ax in figure.axes] == [4, 4, 1]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()][0] == "Distribution matching, IPC 1"
+    bar = figure.axes[0].containers[0].lines[2][0].get_segments()[0]
+    assert bar[:, 0] == pytest.approx([0.05, 0.15])
+    with pytest.raises(ValueError, match="no column over"):
+        figures.gain_intervals(pd.DataFrame(rows).drop(columns="over"))

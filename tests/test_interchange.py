@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ddanalysis import store
-from ddanalysis.distilled import DistilledSet, save
+from ddanalysis import store, whitening
+from ddanalysis.distilled import DistilledSet, load, renormalise, save
 from ddanalysis.interchange import read, read_data_label, read_dc, read_ddranking, read_mtt, write_ddranking
 from ddanalysis.seeding import generator
 
@@ -232,6 +232,77 @@ def test_a_file_of_this_package_needs_no_provenance(tmp_path):
     save(a_set(settings={"a": 1}), tmp_path / "s.safetensors")
     s = read(tmp_path / "s.safetensors")
     assert holds(s, pixels(), Y) and (s.name, s.mean, s.settings) == ("dm_digits_ipc2_s0", (0.5,), {"a": 1})
+
+
+# ---- whitened sets, which no layout but our own can tell
+
+
+W = {kind: whitening.fit(kind, torch.rand(60, 1, 4, 4, generator=generator(0, "real"))) for kind in whitening.KINDS}
+
+
+def layouts_of_whitened_sets(folder):
+    keep(folder / "mtt" / "labels_best.pt", Y)
+    np.savez(folder / "frepo.npz", image=pixels().permute(0, 2, 3, 1).numpy(), label=Y.numpy())
+    with h5py.File(folder / "rat.h5", "w") as file:
+        file["data"] = pixels().flatten(1).numpy()
+    return {
+        keep(folder / "mtt" / "images_best.pt", pixels()).parent: "kornia",
+        keep(folder / "datadam.pt", {"data": [[pixels(), Y]]}): "kornia",
+        keep(folder / "dd" / "images.pt", pixels()).parent: "kornia",
+        keep(folder / "bptt.pt", {"compressor": {"imgs.weight": pixels().flatten(1)}}): "per-image",
+        folder / "rat.h5": "per-image",
+        folder / "frepo.npz": "frepo",
+    }
+
+
+def test_a_whitening_is_given_and_kept_in_our_own_layout(tmp_path):
+    for path, kind in layouts_of_whitened_sets(tmp_path).items():
+        s = read(path, whitening=W[kind], n_classes=3)
+        assert holds(s, pixels(), Y) and s.whitening is W[kind] and (s.mean, s.std) == ((0.0,), (1.0,)), path
+        save(s, tmp_path / "own.safetensors")
+        for back in (read(tmp_path / "own.safetensors"), load(tmp_path / "own.safetensors")):
+            assert holds(back, pixels(), Y) and back.whitening.fingerprint == W[kind].fingerprint
+        also = read(path, whitening=W[kind], n_classes=3, **SPACE)  # normalised besides, if somebody did
+        assert holds(also, pixels(), Y) and (also.mean, also.std) == ((0.5,), (0.25,))
+        assert read(path, n_classes=3, whitening=None, **SPACE).whitening is None
+
+
+def test_pixels_are_whitened_anew(tmp_path):
+    keep(tmp_path / "labels_500.pt", Y)
+    path = keep(tmp_path / "images_zca_500.pt", pixels())
+    for w in W.values():
+        s = read(path, whitening=w)
+        assert torch.equal(s.x, w.apply(pixels().double()).float()) and s.whitening is w
+    s = read(path, whitening=W["kornia"], **SPACE)
+    torch.testing.assert_close(s.x, (W["kornia"].apply(pixels()) - 0.5) / 0.25, atol=1e-4, rtol=0)
+
+
+def test_a_whitening_of_other_images_is_refused_with_the_file_named(tmp_path):
+    wide = whitening.fit("kornia", torch.rand(60, 1, 4, 5, generator=generator(0)))
+    keep(tmp_path / "labels_500.pt", Y)
+    for path in (
+        keep(tmp_path / "0.pt", {"data": pixels(), "label": Y}),
+        keep(tmp_path / "images_zca_500.pt", pixels()),
+    ):
+        with pytest.raises(ValueError, match=r"of (shape )?\(1, 4, 4\)|has \(1, 4, 4\)") as caught:
+            read(path, whitening=wide)
+        assert str(path) in str(caught.value)
+    with pytest.raises(ValueError, match="whitening is 'kornia'|std must be given"):
+        read(tmp_path / "0.pt", whitening=W["kornia"], mean=(0.5,))
+
+
+def test_ddranking_takes_the_one_whitening_it_knows(tmp_path):
+    s = a_set(mean=(0.0,), std=(1.0,), whitening=W["kornia"])
+    write_ddranking(s, tmp_path / "kornia")
+    back = read(tmp_path / "kornia", whitening=W["kornia"])
+    assert holds(back, s.x, s.y) and back.whitening is W["kornia"]
+    stronger = whitening.fit("kornia", torch.rand(60, 1, 4, 4, generator=generator(0)), 0.2)
+    for w in (W["per-image"], W["frepo"], stronger):
+        other = a_set(mean=(0.0,), std=(1.0,), whitening=w)
+        with pytest.raises(ValueError, match=r"dm_digits_ipc2_s0 is whitened by .*: DD-Ranking knows kornia \(0.1\)"):
+            write_ddranking(other, tmp_path / "other")
+        assert not (tmp_path / "other").exists()
+        write_ddranking(renormalise(other, **SPACE), tmp_path / "plain")
 
 
 # ---- what is refused

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ddanalysis import foreign
+from ddanalysis import foreign, whitening
 from ddanalysis.layouts import (
     read_compressor,
     read_image_folder,
@@ -489,6 +489,34 @@ def test_unwhitened_pixels_are_normalised(tmp_path):
         read_unwhitened(keep(paths[0], pixels[0]), paths[1], **GREY)
     with pytest.raises(ValueError, match=r"mean is \(0.5, 0.4, 0.3\): 1 finite numbers"):
         read_unwhitened(keep(paths[0], pixels), paths[1], **RGB)
+
+
+# ---- whitened
+
+
+def test_pixels_of_every_layout_are_whitened_where_a_whitening_is_given(tmp_path):
+    colours = whitening.fit("kornia", torch.rand(50, 3, 5, 4, generator=generator(0, "real")))
+    pixels = torch.rand(6, 3, 5, 4, generator=generator(1, "real"))
+    keep(tmp_path / "labels.pt", Y)
+    s = read_unwhitened(keep(tmp_path / "images_zca.pt", pixels), tmp_path / "labels.pt", whitening=colours)
+    assert holds(s, colours.apply(pixels), Y) and s.whitening is colours and s.std == (1.0,) * 3
+    plain = read_unwhitened(tmp_path / "images_zca.pt", tmp_path / "labels.pt", **RGB)
+    assert plain.whitening is None and holds(plain, (pixels - channelwise(RGB["mean"])) / channelwise(RGB["std"]), Y)
+    folder(tmp_path / "folders", (5, 4, 3))
+    files = read_image_folder(tmp_path / "folders", **{"mean": (0.0,) * 3, "std": (1.0,) * 3})
+    s = read_image_folder(tmp_path / "folders", whitening=colours)
+    assert holds(s, colours.apply(files.x), files.y) and s.whitening is colours
+
+
+def channelwise(values):
+    return torch.tensor(values).view(-1, 1, 1)
+
+
+def test_a_whitening_of_two_channels_has_no_image_files(tmp_path):
+    folder(tmp_path)
+    two = whitening.fit("kornia", torch.rand(50, 2, 5, 4, generator=generator(0, "real")))
+    with pytest.raises(ValueError, match="a normalisation of 2 channels: image files in .* have 1 or 3 channels"):
+        read_image_folder(tmp_path, whitening=two)
 
 
 # ---- files that are broken or not there

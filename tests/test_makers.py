@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_distill import toy_data
 
-from ddanalysis import distilled, makers, store
+from ddanalysis import data, distilled, makers, store, whitening
 from ddanalysis.analysis import recognition
 from ddanalysis.architectures import build
 from ddanalysis.distill import METHODS
@@ -41,7 +41,7 @@ def idle(monkeypatch):
 
 def all_sets(run, **changes):
     arguments = {"data": DATA, "architecture": NETWORK, "methods": ["dm", "random"], "ipc": [1, 2], "set_seeds": [0, 3]}
-    return makers.distilled_sets(run, **(arguments | {"settings": SETTINGS} | changes))
+    return makers.distilled_sets(run, **(arguments | {"distill": SETTINGS} | changes))
 
 
 def test_sets_are_made_in_order_and_read_afterwards(run, idle):
@@ -63,7 +63,7 @@ def test_sets_are_made_in_order_and_read_afterwards(run, idle):
 
 
 CHANGES = {
-    "a setting": {"settings": {"dm": {"iterations": 3, "batch_real": 6}}},
+    "a setting": {"distill": {"dm": {"iterations": 3, "batch_real": 6}}},
     "the network": {"architecture": build("ConvNet", (1, 8, 8), 3, width=5)},
     "the data": {"data": dataclasses.replace(DATA, train_x=DATA.train_x + 1e-6)},
 }
@@ -102,8 +102,8 @@ def test_a_damaged_file_is_made_anew(run):
     ("changes", "message"),
     [
         ({"methods": ["random", "dmm"]}, "unknown method 'dmm'"),
-        ({"settings": {"dm": {"lr": 1}}}, "unknown setting of distribution_matching 'lr'"),
-        ({"settings": {"dcc": {}}}, "unknown method 'dcc'"),
+        ({"distill": {"dm": {"lr": 1}}}, "unknown setting of distribution_matching 'lr'"),
+        ({"distill": {"dcc": {}}}, "unknown method 'dcc'"),
     ],
 )
 def test_bad_requests_end_before_anything_is_made(run, changes, message):
@@ -144,3 +144,91 @@ def test_sets_of_others_are_read_by_path(run, tmp_path):
         makers.read_sets([str(path)], DATA)
     with pytest.raises(FileNotFoundError):
         makers.read_sets([str(tmp_path / "none.pt")], DATA)
+
+
+# ------------------------------------------------------------------------------------------- on the way, and from there
+
+
+def test_sets_on_the_way_are_those_of_fewer_iterations(run):
+    made = all_sets(run, methods=["dm"], ipc=[2], set_seeds=[0], keep_every=1)
+    assert [n for n, _ in made.along] == [0, 1, 2]
+    shorter = all_sets(run, methods=["dm"], ipc=[2], set_seeds=[0], distill={"dm": {"iterations": 2, "batch_real": 5}})
+    assert torch.equal(made.along[2][1].x, shorter.sets[0].x)
+    assert torch.equal(made.along[0][1].x, all_sets(run, methods=["random"], ipc=[2], set_seeds=[0]).sets[0].x)
+    assert made.along[1][1].settings["iterations"] == 1
+
+
+def test_a_finished_set_is_not_made_again_for_those_on_its_way(run, monkeypatch):
+    all_sets(run, methods=["dm"], ipc=[2], set_seeds=[0])
+    path, asked = run.artefact("distilled", "dm_toy_ipc2_s0.safetensors"), []
+    before, make = path.stat().st_mtime_ns, METHODS["dm"].make
+    watched = dataclasses.replace(
+        METHODS["dm"], make=lambda job, **own: asked.append(own["iterations"]) or make(job, **own)
+    )
+    object.__setattr__(watched, "settings", METHODS["dm"].settings)
+    monkeypatch.setitem(METHODS, "dm", watched)
+    made = all_sets(run, methods=["dm"], ipc=[2], set_seeds=[0], keep_every=1)
+    assert asked == [3] and path.stat().st_mtime_ns == before and len(made.along) == 3
+    all_sets(run, methods=["dm"], ipc=[2], set_seeds=[0], keep_every=1)
+    assert asked == [3]
+    assert not list(run.folder.rglob("*.checkpoint"))
+
+
+def test_accuracies_on_the_way_end_with_those_of_the_set(run):
+    made = all_sets(run, ipc=[1], keep_every=2)
+    table = makers.scores_along(run, DATA, NETWORK, made, "full-batch-300", range(2))
+    assert table.groupby(["method", "set_seed"])["iteration"].unique().map(list).tolist() == [[0, 2, 3]] * 2
+    final = makers.scores(run, DATA, NETWORK, made.sets, "full-batch-300", range(2)).table
+    own = table[table["iteration"] == 3].drop(columns="iteration").reset_index(drop=True)
+    assert own.equals(final[final["method"] == "dm"].reset_index(drop=True))
+    assert makers.scores_along(run, DATA, NETWORK, all_sets(run, methods=["random"]), "dc-300", range(2)).empty
+
+
+def test_a_set_is_continued_from_a_file_and_its_content_counts(run):
+    first = all_sets(run, methods=["dm"], ipc=[2])
+    from_it = {
+        "dm": SETTINGS["dm"] | {"initialisation": f"{run.folder}/distilled/dm_toy_ipc{{ipc}}_s{{seed}}.safetensors"}
+    }
+    other = Run("01_distill", profile="smoke", parameters={}, device="cpu", outputs=str(run.folder / "second"))
+    second = all_sets(other, methods=["dm"], ipc=[2], distill=from_it)
+    for seed in (0, 1):
+        assert torch.equal(second.along[seed][1].x, first.sets[seed].x)
+        assert not torch.equal(second.sets[seed].x, first.sets[seed].x)
+    changed = all_sets(run, methods=["dm"], ipc=[2], distill={"dm": {"iterations": 4, "batch_real": 5}})
+    third = all_sets(other, methods=["dm"], ipc=[2], distill=from_it)
+    assert torch.equal(third.along[0][1].x, changed.sets[0].x) and not torch.equal(third.sets[0].x, second.sets[0].x)
+    with pytest.raises(ValueError, match="has not 1 images a class"):
+        all_sets(other, methods=["dm"], ipc=[1], set_seeds=[0], distill={
+            "dm": SETTINGS["dm"] | {"initialisation": f"{run.folder}/distilled/dm_toy_ipc2_s0.safetensors"}
+        })  # fmt: skip
+
+
+def test_original_models_are_trained_once_for_all_sets(run):
+    distill = {"clom_dm": SETTINGS["dm"] | {"alpha": 1.0, "models": 2, "model_epochs": 2}}
+    made = all_sets(run, methods=["clom_dm"], distill=distill)
+    assert len(made.sets) == 4 and len(list((run.folder / "models").iterdir())) == 1
+    assert sorted(made.history["component"].unique()) == ["loss", "regulariser"]
+
+
+def test_a_method_may_have_its_own_ipc(run):
+    made = all_sets(run, distill={"dm": SETTINGS["dm"] | {"ipc": [3]}}, set_seeds=[0])
+    assert [(s.method, s.ipc) for s in made.sets] == [("dm", 3), ("random", 1), ("random", 2)]
+    assert "ipc" not in made.sets[0].settings
+
+
+def test_whitened_data_make_whitened_sets(run):
+    white, network = data.load("digits", whitening="kornia"), build("ConvNet", (1, 8, 8), 10, width=4)
+    made = all_sets(run, data=white, architecture=network, methods=["dm"], ipc=[1], set_seeds=[0])
+    assert made.sets[0].whitening is white.whitening and made.sets[0].dataset == "digits-zca-kornia"
+    on_disk = distilled.load(run.artefact("distilled", "dm_digits-zca-kornia_ipc1_s0.safetensors"))
+    assert whitening.alike(on_disk.whitening, white.whitening)
+    with pytest.raises(ValueError, match="whiten"):
+        distilled.fits(on_disk, data.load("digits", normalisation="none"))
+
+
+def test_an_estimate_has_a_row_a_method_and_ipc(run):
+    table = makers.estimates(run, DATA, NETWORK, ["dm", "random"], [1, 2], [0, 3], SETTINGS)
+    assert table[["method", "ipc", "sets"]].values.tolist() == [
+        ["dm", 1, 2], ["dm", 2, 2], ["random", 1, 2], ["random", 2, 2],
+    ]  # fmt: skip
+    assert (table.loc[table["method"] == "dm", "seconds"] > 0).all() and (table["iterations"] >= 0).all()

@@ -26,6 +26,7 @@ COLUMNS = {
     "early_recognition": [
         "dataset", "method", "ipc", "network", "set_seed", "network_seed", "update", "target", "accuracy", "loss",
     ],
+    "benchmark": ["dataset", "method", "ipc", "network", "protocol", "set_seed", "network_seed", "accuracy"],
 }  # fmt: skip
 
 
@@ -62,7 +63,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_graph_leaves_every_table_figure_and_page(finished: Path) -> None:
     for name, columns in COLUMNS.items():
         assert list(pd.read_csv(finished / "tables" / f"{name}.csv").columns) == columns
-    for figure in ("distilled_sets", "accuracy", "agreement", "agreement_kappa", "early_recognition"):
+    figures = ("distilled_sets", "starts", "distillation_loss", "accuracy", "accuracy_along", "agreement")
+    for figure in (*figures, "agreement_kappa", "early_recognition", "benchmark", "benchmark_gains"):
         assert (finished / "figures" / f"{figure}.png").stat().st_size > 5000
         assert (finished / "figures" / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
     page = (finished / "index.html").read_text()
@@ -82,7 +84,8 @@ def test_nothing_half_written_is_left(finished: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("notebook", "table"), [("04_agreement", "agreement"), ("05_early_recognition", "early_recognition")]
+    ("notebook", "table"),
+    [("04_agreement", "agreement"), ("05_early_recognition", "early_recognition"), ("11_benchmark", "benchmark")],
 )
 def test_papermill_alone_gives_the_same_bytes(notebook: str, table: str, finished: Path, tmp_path: Path) -> None:
     outputs = tmp_path / "alone"

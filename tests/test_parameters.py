@@ -191,7 +191,7 @@ def test_allowed_values(name: str, value: object) -> None:
         ("network", "convnet", "network is 'convnet': allowed are ConvNet,"),
         ("width", -1, "width is -1: it must be a whole number of at least 0"),
         ("methods", [], "methods is []: it must be a list of at least 1"),
-        ("methods", ["dm", "dmm"], "methods[1] is 'dmm': allowed are dc, dsa, dm, mtt, bptt, rat, random"),
+        ("methods", ["dm", "dmm"], "methods[1] is 'dmm': allowed are dc, dsa, dm, mtt, bptt, rat, clom_dc"),
         ("methods", ["dm", "dm"], "it holds 'dm' twice"),
         ("methods", [["dm"]], "methods[0] is ['dm']: allowed are"),
         ("ipc", [1, 0], "ipc[1] is 0: it must be a whole number of at least 1"),
@@ -202,8 +202,8 @@ def test_allowed_values(name: str, value: object) -> None:
         ("distill", {"dmm": {}}, "a method in distill is 'dmm': allowed are dc, dsa, dm"),
         ("distill", {"dm": [1]}, "distill['dm'] is [1]: it must be a dict"),
         ("distill", ["dm"], "distill is ['dm']: it must be a dict of methods"),
-        ("distill", {"dm": {"rates": 1}}, "'rates' is no setting of dm in distill: allowed are iterations, rate,"),
-        ("distill", {"random": {"rate": 1}}, "'rate' is no setting of random in distill: allowed are none"),
+        ("distill", {"dm": {"rates": 1}}, "'rates' is no setting of dm in distill: allowed are ipc, iterations, rate,"),
+        ("distill", {"random": {"rate": 1}}, "'rate' is no setting of random in distill: allowed are ipc"),
         ("distill", {"dm": {"iterations": 0}}, "distill['dm']['iterations'] is 0: it must be a whole number"),
         ("distill", {"dm": {"rate": "1e-2"}}, "distill['dm']['rate'] is '1e-2'"),
         ("distill", {"dm": {"rate": "1e-2"}}, "YAML reads 1e-2 as text; write 0.01 or 1.0e-2"),
@@ -300,10 +300,12 @@ def test_the_names_are_what_the_package_implements() -> None:
     from ddanalysis.datasets import NAMES
     from ddanalysis.distill import METHODS
     from ddanalysis.evaluation import PROTOCOLS
+    from ddanalysis.whitening import KINDS
 
     assert sorted(parameters.DATASETS) == sorted(NAMES)
     assert sorted(parameters.NETWORKS) == sorted(ZOO)
     assert sorted(parameters.PROTOCOLS) == sorted(PROTOCOLS)
+    assert parameters.WHITENINGS == KINDS
     assert sorted(parameters.MATCHING) == sorted(MATCHING)
     assert sorted(parameters.METHODS) == sorted(METHODS)
     for name, method in METHODS.items():

@@ -10,10 +10,24 @@ import yaml
 from ddanalysis.parameters import check_yaml, declared_parameters
 
 ROOT = Path(__file__).parents[1]
-FILES = [path for path in sorted(ROOT.glob("params/*/*.yaml")) if path.parent.name != "snakemake"]
+FILES = [
+    path for path in sorted(ROOT.glob("params/*/*.yaml")) if path.parent.name != "snakemake" and path.stem != "methods"
+]
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 PROFILES = sorted({path.parent.name for path in FILES})
-SHARED = ("dataset", "data_root", "normalisation", "network", "width", "distill", "threads", "device", "precision")
+SHARED = (
+    "dataset",
+    "data_root",
+    "normalisation",
+    "whitening",
+    "network",
+    "width",
+    "depth",
+    "distill",
+    "threads",
+    "device",
+    "precision",
+)
 CHECK = "from ddanalysis.parameters import check_parameters\n\nparameters = check_parameters(globals())"
 
 

@@ -4,9 +4,11 @@ import plain
 import pytest
 import torch
 
-from ddanalysis import networks, training
+from ddanalysis import augment_dc, networks, training
 from ddanalysis.architectures import build
+from ddanalysis.augment_dc import DC_DIGITS
 from ddanalysis.compute import Compute
+from ddanalysis.seeding import generator
 from ddanalysis.store import Checkpoint
 from ddanalysis.training import Recipe
 
@@ -104,7 +106,7 @@ def test_leave_one_out_mask_equals_deletion():
         assert all(torch.allclose(alone.state[n][0], together.state[n][j], rtol=1e-9, atol=1e-12) for n in alone.state)
 
 
-@pytest.mark.parametrize("strategy", ["", "color_crop_cutout_scale_rotate"])
+@pytest.mark.parametrize("strategy", ["", "color_crop_cutout_scale_rotate", "dc:crop_scale_rotate"])
 def test_does_not_depend_on_what_is_computed_together(strategy):
     a, (x, y) = build("ConvNet", (1, 8, 8), 3, width=4), toy((1, 8, 8))
     recipe = Recipe(epochs=2, batch_size=5, augment=strategy)
@@ -114,6 +116,33 @@ def test_does_not_depend_on_what_is_computed_together(strategy):
     for k in range(3):
         alone = training.train(nets[k], x, y, recipe, seeds=[4 + k], rows=rows[k : k + 1]).networks
         assert all(torch.allclose(alone.state[n][0], together.state[n][k], rtol=1e-9, atol=1e-12) for n in alone.state)
+
+
+@pytest.mark.parametrize("batch_size", [2, 14])
+def test_batches_and_rates_are_taken_as_given(batch_size):
+    a, (x, y) = build("ConvNet", (1, 8, 8), 3, width=4), toy((1, 8, 8))
+    nets, rates = networks.create(a, [1, 2], dtype=torch.float64), (0.3, 0.01, 0.1)
+    g = torch.Generator().manual_seed(0)
+    batches = [torch.randint(14, (3, batch_size), generator=g) for _ in range(2)]  # a row may come twice
+    recipe = Recipe(updates=3, batch_size=batch_size, momentum=0.0)
+    trained = training.train(nets, x, y, recipe, [0, 0], batches, rates=rates).networks
+    for k in range(2):
+        net = plain.with_state(plain.convnet(1, 8, 3, 4), one(nets, k))
+        for rate, rows in zip(rates, batches[k], strict=True):
+            plain.train(net, plain.optimiser(net, "sgd", rate, 0, 0), [rows], x, y)
+        assert difference(net, one(trained, k)) < RELATIVE
+
+
+def test_dc_augmentation_is_that_of_the_network_and_update():
+    a, (x, y) = build("MLP", (1, 8, 8), 3), toy((1, 8, 8))
+    nets, recipe = networks.create(a, [1], dtype=torch.float64), Recipe(updates=3, batch_size=None, augment=DC_DIGITS)
+    trained = training.train(nets, x, y, recipe, [7]).networks
+    net = plain.with_state(plain.mlp(1, 8, 3), one(nets, 0))
+    opt = plain.optimiser(net, "sgd", 0.01, 0.9, 0)
+    for update in range(3):
+        images = augment_dc.augment(x, DC_DIGITS, generator(7, "augment", update))
+        plain.train(net, opt, [torch.arange(14)], images, y)
+    assert difference(net, one(trained, 0)) < RELATIVE
 
 
 def test_equal_seeds_share_batches_and_different_ones_do_not():
@@ -192,6 +221,9 @@ BAD = {
     "rows count": ({"rows": [torch.arange(3)]}, "1 rows for 2 networks"),
     "rows range": ({"rows": [torch.tensor([99]), torch.tensor([0])]}, "row numbers from 0 to 13"),
     "rows empty": ({"rows": [torch.tensor([], dtype=torch.int64)] * 2}, "row numbers from 0 to 13"),
+    "batches": ({"rows": [torch.zeros(3, 2, dtype=torch.int64)] * 2}, r"network 0 have shape \(3, 2\): \(2, 256\)"),
+    "batches range": ({"rows": [torch.full((2, 256), 14)] * 2}, "row numbers from 0 to 13"),
+    "rates": ({"rates": (0.1,) * 3}, "3 learning rates, the recipe has updates = 2"),
     "mask": ({"rows": [torch.ones(3, dtype=torch.bool)] * 2}, "mask of network 0"),
     "labels": ({"y": torch.full((14,), 7)}, "allowed are 0 to 2"),
     "nan": ({"x": torch.full((14, 1, 8, 8), torch.nan)}, "NaN"),
@@ -218,6 +250,8 @@ def test_refuses_before_any_work(change, message):
         ({"updates": 1, "learning_rate": -1}, "learning_rate is -1"),
         ({"updates": 1, "batch_size": 0}, "batch_size is 0"),
         ({"updates": 1, "augment": "colour_swirl"}, "swirl|colour"),
+        ({"updates": 1, "augment": "dc:crop_flip"}, "dc:crop_flip"),
+        ({"updates": 1, "augment": None}, "strategy is None"),
     ],
 )
 def test_a_recipe_is_checked(options, message):

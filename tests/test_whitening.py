@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ddanalysis import data, store
+from ddanalysis import store
 from ddanalysis.seeding import generator
-from ddanalysis.whitening import KINDS, Whitening, fit, fits, from_tensors, whitened
+from ddanalysis.whitening import KINDS, Whitening, alike, fit, fits, from_tensors
 
 SHAPE = (3, 4, 5)
 
@@ -127,10 +127,22 @@ def test_round_trip_of_what_per_image_whitening_keeps():
     white = w.apply(new)
     assert means.shape == lengths.shape == (50,)
     assert torch.allclose(w.invert(white, scales), new, atol=1e-12)
-    unit = w.invert(white)
-    assert torch.allclose(unit.flatten(1).norm(dim=1), torch.ones(50).double())
-    assert unit.flatten(1).mean(1).abs().max() < 1e-12
-    assert torch.allclose(unit * lengths.view(-1, 1, 1, 1) + means.view(-1, 1, 1, 1), new)
+
+
+def test_per_image_whitening_undone_without_scales_is_of_average_brightness_and_contrast():
+    train, new = pixels(), pixels(50, seed=1)
+    w = fit("per-image", train)
+    brightness, contrast = train.mean(), train.flatten(1).var(1, correction=0).mean().sqrt()
+    back = w.invert(w.apply(new))
+    centred, theirs = (x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (back, new))
+    assert torch.allclose(back.flatten(1).mean(1), brightness, atol=1e-7)
+    assert torch.allclose(centred.square().mean(1).sqrt(), contrast, atol=1e-7)
+    assert torch.allclose(torch.cosine_similarity(centred, theirs), torch.ones(50).double())
+    assert torch.allclose(w.apply(back), w.apply(new), atol=1e-6)  # of real images nothing is lost
+    faint = w.invert(1e-3 * w.apply(new))
+    assert torch.allclose(faint, back, atol=1e-6)  # a distilled image of any length can be seen
+    grey = w.invert(torch.zeros_like(new))
+    assert torch.allclose(grey, brightness, atol=1e-7)
 
 
 def test_in_chunks_is_as_at_once(monkeypatch):
@@ -187,6 +199,7 @@ def test_fits():
     noise = w.matrix * (1 + 1e-6 * torch.randn(60, 60, generator=generator(0)))
     fits("a", w, "b", dataclasses.replace(w, matrix=noise))  # another machine's rounding
     fits("a", None, "b", None)
+    assert alike(None, None) and alike(w, dataclasses.replace(w, matrix=noise)) and not alike(None, w)
     for theirs, message in [
         (None, r"the set a is whitened by kornia \(0.1\), the data b is not whitened: they must be in one space"),
         (fit("per-image", x), r"by kornia \(0.1\), the data b is whitened by per-image \(0.1\)"),
@@ -195,6 +208,7 @@ def test_fits():
         (fit("kornia", x.transpose(2, 3)), r"as images of \(3, 4, 5\), the data b of \(3, 5, 4\)"),
         (dataclasses.replace(w, mean=w.mean + 1e-3), "fitted to other images"),
     ]:
+        assert not alike(w, theirs) and not alike(theirs, w)
         with pytest.raises(ValueError, match=message):
             fits("the set a", w, "the data b", theirs)
         with pytest.raises(ValueError, match="whitened"):
@@ -203,17 +217,9 @@ def test_fits():
         fits("a", fit("frepo", x), "b", fit("frepo", x, std=(0.1, 0.1, 0.1)))
 
 
-def test_a_whitened_dataset():
-    digits = data.load("digits")
-    whitenings = [fit(kind, digits.denormalise(digits.train_x)) for kind in KINDS]
-    for w in whitenings:
-        white = whitened(digits, w)
-        assert (white.name, white.mean, white.std) == (f"digits-zca-{w.kind}", (0.0,), (1.0,))
-        assert (
-            torch.equal(white.test_x, w.apply(digits.denormalise(digits.test_x)))
-            and white.train_x.dtype is torch.float32
-        )
-        assert torch.equal(white.train_y, digits.train_y) and white.fingerprint() != digits.fingerprint()
+def test_on_a_device_it_is_on_it_is_itself():
+    w = fit("kornia", pixels())
+    assert w.to("cpu") is w
 
 
 # ---- what is refused

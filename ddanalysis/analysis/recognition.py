@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pandas as pd
 import torch
 
-from ddanalysis import makers, networks, training
+from ddanalysis import artefacts, networks, training
 from ddanalysis.architectures import Architecture
 from ddanalysis.compute import Compute
 from ddanalysis.data import ImageData
@@ -125,16 +125,16 @@ def followed(
     """
     moments = range(recipe.total_updates(len(data.train_y)) + 1)
     arguments = {
-        "sets": [makers.fingerprint(one) for one in sets],
+        "sets": [artefacts.fingerprint(one) for one in sets],
         "network": architecture.name,
         "recipe": asdict(recipe),
         "network_seeds": list(network_seeds),
         "compute": asdict(compute),
     }
 
-    def build(checkpoint: Checkpoint, progress: Callable[[int], object]) -> Tensors:
+    def build(checkpoint: Checkpoint | None, progress: Callable[[int], object] | None) -> Tensors:
         return follow(sets, data, architecture, recipe, network_seeds, moments, compute, checkpoint, progress)
 
     name = f"recognition_{data.name}_{architecture.name}"
-    found = makers.artefact(run, "recognition", name, data, "recognition.follow", 1, arguments, build)
+    found = artefacts.artefact(run, "recognition", name, data, "recognition.follow", 1, arguments, build)
     return recognition_table(found, sets, data.name, architecture.name, network_seeds, moments)

@@ -31,10 +31,10 @@ ZOO: dict[str, tuple[type[Architecture], dict[str, object]]] = {
 def build(name: str, shape: tuple[int, int, int], classes: int, **options: object) -> Architecture:
     """The architecture ``name`` for images of ``shape`` (channels, height, width), which must be square.
 
-    ``options`` change the published network, ``build("ConvNet", (3, 32, 32), 10, width=16)``; a width of 0 is the
-    published one. ``ValueError`` for an unknown name or option.
+    ``options`` change the published network, ``build("ConvNet", (3, 32, 32), 10, width=16)``; a width or depth of 0 is
+    the published one. ``ValueError`` for an unknown name or option.
     """
-    options = {option: value for option, value in options.items() if (option, value) != ("width", 0)}
+    options = {option: value for option, value in options.items() if option not in ("width", "depth") or value != 0}
     checks.one_of("network", name, ZOO)
     channels, height, width = shape
     if height != width:

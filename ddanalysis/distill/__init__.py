@@ -3,6 +3,7 @@
 from ddanalysis.distill.baselines import class_mean, herding, k_means, random_images
 from ddanalysis.distill.bptt import bptt as bptt_whole
 from ddanalysis.distill.bptt import rat_bptt
+from ddanalysis.distill.clom import regularised
 from ddanalysis.distill.dm import distribution_matching
 from ddanalysis.distill.gradient_matching import dc, dsa
 from ddanalysis.distill.making import Job, Made, Method
@@ -12,9 +13,14 @@ METHODS = {
     "dc": Method(dc, version=1, networked=True),
     "dsa": Method(dsa, version=1, networked=True),
     "dm": Method(distribution_matching, version=1, networked=True),
-    "mtt": Method(trajectory_matching, version=1, networked=True),
+    "mtt": Method(trajectory_matching, version=2, networked=True),
     "bptt": Method(bptt_whole, version=1, networked=True),
     "rat": Method(rat_bptt, version=1, networked=True),
+    "clom_dc": Method(regularised(dc, "dc"), version=1, networked=True),
+    "clom_dsa": Method(regularised(dsa, "dsa"), version=1, networked=True),
+    "clom_dm": Method(regularised(distribution_matching, "dm"), version=1, networked=True),
+    "clom_mtt": Method(regularised(trajectory_matching, "mtt"), version=1, networked=True),
+    "clom_bptt": Method(regularised(bptt_whole, "bptt"), version=1, networked=True),
     "random": Method(random_images, version=1),
     "class_mean": Method(class_mean, version=1),
     "k_means": Method(k_means, version=1),

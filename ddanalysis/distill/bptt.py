@@ -11,7 +11,7 @@ its exact gradient in the images, back through the training (:mod:`ddanalysis.un
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddanalysis import augment, checks, networks, unroll
-from ddanalysis.distill import outer
+from ddanalysis.distill import addressing, outer
 from ddanalysis.distill.making import Job, Made, rows_by_class
-from ddanalysis.evaluation import dsa_strategy
+from ddanalysis.evaluation import rat_strategy
 from ddanalysis.seeding import generator, stream_seed
 from ddanalysis.store import Tensors
 from ddanalysis.training import Recipe, epoch_order
@@ -54,6 +54,10 @@ def bptt(
     batch_real: int = 64,
     minibatch: int | None = None,
     strategy: str = "",
+    learn_labels: bool = False,
+    bases: int | None = None,
+    downsample: int = 2,
+    coefficient_decay: float = 1e-4,
     initialisation: str = "xavier",
     at_once: int = 1,
 ) -> Made:
@@ -61,36 +65,30 @@ def bptt(
 
     An update sees ``minibatch`` images a class (None: all), the loss ``batch_real`` real ones a class. Under a
     ``strategy`` ("flip_rotate" is published beside none) every step and the real batch of an iteration draw alike. The
-    norm of the gradient is clipped to ``clip``, and ``at_once`` fresh networks, published 1, are averaged over. Images
-    start as "xavier", "noise" or "real". ``history`` has the loss of every iteration.
+    norm of the gradient is clipped to ``clip``, and ``at_once`` fresh networks, published 1, are averaged over. Soft
+    labels that are learned stay at or above 0. Images start as "xavier", "noise", "real" or "given".
+
+    With ``bases`` (published 16, and minibatch 32) images share that many, ``downsample`` times smaller, and ``ipc`` is
+    a budget: the set has as many images as :func:`addressing.images_per_class` says, made and kept at full size. Half
+    of ``coefficient_decay`` times the squared coefficients is added to the loss that is differentiated. (The published
+    1e-4 has no effect: it weighs a term of the updates' loss that their weights are not in.) ``history`` has the loss
+    of every iteration.
     """
-    _check(
-        job, "BPTT", {"iterations": iterations, "steps": steps, "at_once": at_once},
-        {
-            "inner_rate": inner_rate, "inner_momentum": inner_momentum, "rate": rate, "momentum": momentum,
-            "clip": clip,
-        },
-        minibatch, strategy,
-    )  # fmt: skip
-    rows_by_class(job, "BPTT", batch_real)
-    checks.one_of("initialisation of the images", initialisation, ("xavier", "noise", "real"))
-    inner = Optimiser("sgd", inner_momentum)
-
-    def step(iteration: int, learned: Tensors, _: outer.Numbers) -> tuple[Tensors, outer.Numbers]:
-        def augmented(x: Tensor, _: object) -> Tensor:
-            return augment.augment(x, strategy, generator(job.seed, "BPTT augmentation", iteration))
-
-        rows = outer.real_rows(job, batch_real, iteration)
-        state = unroll.begin(_fresh(job, iteration, at_once), inner)
-        window = _Window(inner, state, 0, steps, inner_rate)
-        loss, gradients = _through(job, window, learned, rows, iteration, minibatch, augmented)
-        return outer.clipped(gradients, clip)[0], {"loss": loss}
-
+    own = {
+        "iterations": iterations, "steps": steps, "at_once": at_once, "inner_rate": inner_rate, "rate": rate,
+        "inner_momentum": inner_momentum, "momentum": momentum, "clip": clip, "batch_real": batch_real,
+        "minibatch": minibatch, "strategy": strategy, "learn_labels": learn_labels, "bases": bases,
+        "downsample": downsample, "coefficient_decay": coefficient_decay, "initialisation": initialisation,
+    }  # fmt: skip
+    _check_bptt(job, own)
+    if bases is not None:
+        job = replace(job, ipc=addressing.images_per_class(job, bases, downsample))
     learned, history = outer.optimise(
-        job, "BPTT", lambda: {"x": _start(job, initialisation)}, step, Optimiser("sgd", momentum), {"x": rate},
-        iterations,
+        job, "BPTT", lambda: _bptt_start(job, own), lambda *given: _bptt_step(job, own, *given),
+        Optimiser("sgd", momentum), dict.fromkeys(("x", "y", "bases", "coefficients"), rate), iterations,
+        _labels_at_least_0, lambda learned: _as_set(job, learned),
     )  # fmt: skip
-    return Made(learned["x"], job.labels(), history)
+    return Made(history=history, **({"y": job.labels()} | _as_set(job, learned)))
 
 
 def rat_bptt(
@@ -118,8 +116,8 @@ def rat_bptt(
     that it ends with the horizon, or "sliding", a window on whenever 60 epochs brought no lower loss (cctype 2, 0 and
     1). None is :func:`preset`. The gradient is clipped to ``clip`` times the running mean (0.9) of its clipped norms.
     ``strategy`` None is "flip_rotate", without the flip for characters and digits. Labels that are learned stay at or
-    above 0. Images start as "unit_noise" (each of norm 1), "noise" or "real". ``history`` has the loss of every
-    iteration.
+    above 0. Images start as "unit_noise" (each of norm 1), "noise", "real" or "given". ``history`` has the loss of
+    every iteration.
     """
     own = preset(
         job.data.name, job.ipc,
@@ -131,11 +129,11 @@ def rat_bptt(
         },
     )  # fmt: skip
     _check_rat(job, own)
-    checks.one_of("initialisation of the images", initialisation, ("unit_noise", "noise", "real"))
+    checks.one_of("initialisation of the images", initialisation, ("unit_noise", "noise", "real", "given"))
 
     def start() -> Tensors:
-        x, soft = _start(job, initialisation), F.one_hot(job.labels(), job.data.n_classes)
-        return {"x": x, "y": soft.to(x.dtype)} if own["learn_labels"] else {"x": x}
+        x = {"x": _start(job, initialisation)}
+        return x | ({"y": _soft_labels(job, initialisation)} if own["learn_labels"] else {})
 
     learned, history = outer.optimise(
         job, "RaT", start, lambda *given: _rat_step(job, own, *given), Optimiser("adam"),
@@ -152,7 +150,7 @@ def preset(dataset: str, ipc: int, given: dict[str, Any]) -> dict[str, Any]:
     name = dataset.split("-")[0]
     rows = {count: row for (of, count), row in PRESETS.items() if of == name} or {10: PRESETS["cifar10", 10]}
     nearest = max((count for count in rows if count <= ipc), default=min(rows))
-    published = {"rate": 1e-3, "learn_labels": False, "strategy": window_strategy(dataset)} | rows[nearest]
+    published = {"rate": 1e-3, "learn_labels": False, "strategy": rat_strategy(dataset)} | rows[nearest]
     return published | {key: value for key, value in given.items() if value is not None}
 
 
@@ -160,6 +158,52 @@ def _labels_at_least_0(learned: Tensors) -> outer.Numbers:
     if "y" in learned:
         learned["y"].clamp_(min=0)
     return {}
+
+
+def _check_bptt(job: Job, own: dict[str, Any]) -> None:
+    numbers = ("inner_rate", "inner_momentum", "rate", "momentum", "clip", "coefficient_decay")
+    _check(
+        job, "BPTT", {name: own[name] for name in ("iterations", "steps", "at_once")},
+        {name: own[name] for name in numbers}, own["minibatch"], own["strategy"],
+    )  # fmt: skip
+    rows_by_class(job, "BPTT", own["batch_real"])
+    if own["bases"] is None:
+        starts = ("xavier", "noise", "real", "given")
+        checks.one_of("initialisation of the images", own["initialisation"], starts)
+    else:
+        checks.one_of("initialisation of the bases", own["initialisation"], ("xavier",))
+        addressing.images_per_class(job, own["bases"], own["downsample"])
+
+
+def _bptt_start(job: Job, own: dict[str, Any]) -> Tensors:
+    if own["bases"] is None:
+        learned = {"x": _start(job, own["initialisation"])}
+    else:
+        learned = addressing.start(job, own["bases"], own["downsample"])
+    return learned | ({"y": _soft_labels(job, own["initialisation"])} if own["learn_labels"] else {})
+
+
+def _as_set(job: Job, learned: Tensors) -> Tensors:
+    """What is learned, by the names of a set."""
+    return {"x": addressing.images(learned, job.data.shape)} | ({"y": learned["y"]} if "y" in learned else {})
+
+
+def _bptt_step(
+    job: Job, own: dict[str, Any], iteration: int, learned: Tensors, _: outer.Numbers
+) -> tuple[Tensors, outer.Numbers]:
+    """The gradients of one iteration, clipped, and its loss."""
+
+    def augmented(x: Tensor, _: object) -> Tensor:
+        return augment.augment(x, own["strategy"], generator(job.seed, "BPTT augmentation", iteration))
+
+    inner = Optimiser("sgd", own["inner_momentum"])
+    rows = outer.real_rows(job, own["batch_real"], iteration)
+    state = unroll.begin(_fresh(job, iteration, own["at_once"]), inner)
+    window = _Window(inner, state, 0, own["steps"], own["inner_rate"])
+    loss, gradients = _through(job, window, learned, rows, iteration, own["minibatch"], augmented)
+    if "coefficients" in gradients:
+        gradients["coefficients"].add_(learned["coefficients"], alpha=own["coefficient_decay"])
+    return outer.clipped(gradients, own["clip"])[0], {"loss": loss}
 
 
 def _check_rat(job: Job, own: dict[str, Any]) -> None:
@@ -196,11 +240,6 @@ def _rat_step(
     if own["window_start"] == "sliding":
         _slide(carried, loss, own["window"], own["horizon"], order.batches_per_epoch(n))
     return _steadied(gradients, own["clip"], carried), {"loss": loss}
-
-
-def window_strategy(dataset: str) -> str:
-    """The published augmentation of RaT-BPTT, its flip left out for characters and digits."""
-    return "flip_rotate" if "flip" in dsa_strategy(dataset) else "rotate"
 
 
 @dataclass(frozen=True)
@@ -243,8 +282,8 @@ def _batches(
 
     def batch(t: int) -> tuple[Tensor, Tensor]:
         rows = outer.some_rows(job, minibatch, "inner batch", iteration, first + t)
-        x, y = (learned["x"], labels) if rows is None else (learned["x"][rows], labels[rows])
-        return augmented(x, first + t), y
+        x = addressing.images(learned, job.data.shape, rows)
+        return augmented(x, first + t), labels if rows is None else labels[rows]
 
     return batch
 
@@ -268,6 +307,13 @@ def _start(job: Job, initialisation: str) -> Tensor:
     bound = math.sqrt(6 / (shape[0] + math.prod(job.data.shape)))
     u = torch.rand(shape, generator=generator(job.seed, "xavier images"), dtype=x.dtype)
     return (bound * (2 * u - 1)).to(x.device)
+
+
+def _soft_labels(job: Job, initialisation: str) -> Tensor:
+    """Labels (n, classes) to learn from: those of the given set, or hard ones."""
+    y = job.given.y if initialisation == "given" and job.given else job.labels()
+    soft = y if y.is_floating_point() else F.one_hot(y, job.data.n_classes)
+    return soft.to(job.data.train_x.device, job.data.train_x.dtype)
 
 
 def _window_start(job: Job, own: dict[str, Any], draw: int, carried: outer.Numbers) -> int:

@@ -6,18 +6,21 @@ takes networks trained on another dataset: sum(M * D) / sum(D), with cosine dist
 images and of real ones, and M = 1 where their labels are the same.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ddanalysis import checks, networks, training
+from ddanalysis import architectures, checks, data, networks, training
 from ddanalysis.architectures import Architecture
 from ddanalysis.data import ImageData
+from ddanalysis.distill.making import Job, Made, Progress
 from ddanalysis.networks import Networks
 from ddanalysis.seeding import generator, stream_seed
-from ddanalysis.store import Checkpoint
+from ddanalysis.store import Checkpoint, Tensors
 from ddanalysis.training import Recipe
 
 ORIGINAL = Recipe(epochs=150, milestones=(50, 100), weight_decay=5e-3)
@@ -39,6 +42,95 @@ POOL_ALPHAS = {
     "dm": {"ConvNet": 1000, "VGG11": 1000, "ResNet18-IN": 1000, "AlexNet": 1000},
 }
 """The published weights of a pool of four architectures, CIFAR-10, 50 images a class."""
+
+
+def regularised(method: Callable[..., Made], name: str) -> Callable[..., Made]:
+    """The method called ``name`` with CLOM: it takes the method's settings, and those of :func:`regulariser`."""
+    own = list(inspect.signature(regulariser).parameters.values())[2:]
+
+    def make(job: Job, **settings: Any) -> Made:
+        chosen = {p.name: settings.pop(p.name) for p in own if p.name in settings}
+        return method(replace(job, regulariser=regulariser(job, name, **chosen)), **settings)
+
+    make.__name__ = f"clom_{name}"
+    parameters = [*inspect.signature(method).parameters.values(), *own]
+    make.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return make
+
+
+def regulariser(
+    job: Job,
+    method: str,
+    alpha: float | Sequence[float] | None = None,
+    pool: Sequence[str] = (),
+    models: int = 5,
+    model_epochs: int = 150,
+    model_epoch: int | None = None,
+    model_seed: int = 0,
+    draw: str = "one",
+    source: str = "",
+) -> Callable[[torch.Tensor, torch.Tensor, int], tuple[float, torch.Tensor]]:
+    """What CLOM adds to the loss of ``method``, as :class:`making.Job` takes it; the defaults are the published ones.
+
+    ``pool`` names architectures, each of its published size but for the job's own kind, which is the job's; none is the
+    job's own alone. Of each, ``models`` networks are trained for ``model_epochs``; ``model_epoch`` takes them as they
+    were then. ``alpha`` is one weight for all or one each, None :func:`published_weight`. ``draw`` is "one" or "mean".
+    ``source`` names another dataset, on which the models are trained, and makes it the contrastive form; its pixels are
+    normalised as the job's, so that the models see the images as they saw their own.
+    """
+    names = list(pool) or [job.architecture.kind]
+    weight = weights(published_weight(method, job.ipc, job.data.name, names) if alpha is None else alpha, names)
+    real = _source(source, job.data) if source else job.data
+    found = {
+        name: original_models(job, real, _architecture(name, job, real), models, model_epochs, model_epoch, model_seed)
+        for name in names
+    }
+    return Clom(found, weight, job.seed, draw, (real.train_x, real.train_y) if source else None).gradient
+
+
+def _architecture(name: str, job: Job, real: ImageData) -> Architecture:
+    own = job.architecture
+    if name == own.kind:
+        return replace(own, classes=real.n_classes)
+    return architectures.build(name, real.shape, real.n_classes)
+
+
+def _source(name: str, like: ImageData) -> ImageData:
+    """Another dataset, of images of the same shape, in the space of ``like``."""
+    found = data.load(name, device=like.train_x.device)
+    if found.shape != like.shape:
+        raise ValueError(f"source of CLOM is {name}, of images {found.shape}: those of {like.name} are {like.shape}")
+    mean, std = (torch.tensor(v, device=like.train_x.device).view(-1, 1, 1) for v in (like.mean, like.std))
+
+    def moved(x: torch.Tensor) -> torch.Tensor:
+        pixels = found.denormalise(x)
+        return ((like.whitening.apply(pixels) if like.whitening else pixels) - mean) / std
+
+    own: dict[str, Any] = {name: getattr(like, name) for name in ("mean", "std", "whitening")}
+    return replace(found, train_x=moved(found.train_x), test_x=moved(found.test_x), **own)
+
+
+def original_models(
+    job: Job, real: ImageData, a: Architecture, count: int, epochs: int, epoch: int | None, seed: int
+) -> Networks:
+    """The original models of one architecture, kept for all sets that use them.
+
+    With an ``epoch``, the weights after every epoch are kept, so that another epoch costs nothing; None is the last.
+    """
+    checks.whole("models of CLOM", count)
+    checks.whole("model_epochs of CLOM", epochs)
+    if epoch is not None and not 0 <= epoch <= epochs:
+        raise ValueError(f"model_epoch of CLOM is {epoch}: allowed are 0 to model_epochs, {epochs}")
+    every = epoch is not None
+    arguments = {"network": a.name, "trained_on": real.fingerprint(), "count": count, "epochs": epochs, "seed": seed}
+    arguments |= {"recipe": asdict(ORIGINAL), "every_epoch": every}
+
+    def build(checkpoint: Checkpoint | None, progress: Progress | None) -> Tensors:
+        return train_models(real, a, count, epochs, seed, every, checkpoint, progress)
+
+    state = job.shared("models", f"original_{real.name}_{a.name}", 1, arguments, build)
+    device = job.data.train_x.device
+    return Networks(a, {name: (t[:, epoch] if every else t).to(device) for name, t in state.items()})
 
 
 @dataclass(frozen=True)
@@ -98,30 +190,43 @@ def weights(alpha: float | Sequence[float], names: Sequence[str]) -> dict[str, f
     return dict(zip(names, given, strict=True))
 
 
-def published_weight(method: str, ipc: int, dataset: str) -> float:
-    """The published weight for a pool of ConvNets; ``ValueError`` where none is."""
-    key = (method, ipc, dataset.removesuffix("-jpeg"))
-    if key not in ALPHAS:
-        have = ", ".join(f"{m} {i} {d}" for m, i, d in ALPHAS)
-        raise ValueError(f"no weight of CLOM is published for {' '.join(map(str, key))}: give alpha; there are {have}")
-    return ALPHAS[key]
+def published_weight(method: str, ipc: int, dataset: str, names: Sequence[str]) -> float | list[float]:
+    """The published weight of a pool of ConvNets, or the weights of the architectures ``names``; ``ValueError`` where
+    there is none.
+    """
+    dataset = dataset.removesuffix("-jpeg")
+    several = POOL_ALPHAS.get(method, {}) if (dataset, ipc) == ("cifar10", 50) else {}
+    if len(names) > 1 and all(name in several for name in names):
+        return [several[name] for name in names]
+    if list(names) == ["ConvNet"] and (method, ipc, dataset) in ALPHAS:
+        return ALPHAS[method, ipc, dataset]
+    have = ", ".join(f"{m} {i} {d}" for m, i, d in ALPHAS)
+    raise ValueError(
+        f"no weight of CLOM is published for {method} {ipc} {dataset} with {', '.join(names)}: give alpha; for a pool "
+        f"of ConvNets there are {have}"
+    )
 
 
 def train_models(
-    data: ImageData,
+    real: ImageData,
     architecture: Architecture,
     count: int,
     epochs: int,
     seed: int,
+    every_epoch: bool = False,
     checkpoint: Checkpoint | None = None,
-    progress: Callable[[int], object] | None = None,
-) -> Networks:
-    """``count`` original models of one architecture, trained on all real images by ``ORIGINAL``, cut to ``epochs``."""
-    checks.whole("models of CLOM", count)
-    checks.whole("model_epochs of CLOM", epochs)
+    progress: Progress | None = None,
+) -> Tensors:
+    """The state of ``count`` models trained on all real images by ``ORIGINAL``, cut to ``epochs``.
+
+    Tensors are (count, ...), or (count, epochs + 1, ...) if ``every_epoch`` is kept.
+    """
     seeds = [stream_seed(seed, "original model", k) for k in range(count)]
-    fresh = networks.create(architecture, seeds, device=data.train_x.device)
+    fresh = networks.create(architecture, seeds, device=real.train_x.device)
     recipe = replace(ORIGINAL, epochs=epochs)
-    return training.train(
-        fresh, data.train_x, data.train_y, recipe, seeds, checkpoint=checkpoint, progress=progress
-    ).networks
+    at = range(0, recipe.total_updates(len(real.train_y)) + 1, recipe.batches_per_epoch(len(real.train_y)))
+    state, moments = (lambda nets: dict(nets.state), at) if every_epoch else (None, ())
+    trained = training.train(
+        fresh, real.train_x, real.train_y, recipe, seeds, None, state, moments, checkpoint=checkpoint, progress=progress
+    )
+    return trained.observed if every_epoch else dict(trained.networks.state)

@@ -10,7 +10,7 @@ import torch
 from ddanalysis import augment, checks, networks
 from ddanalysis.augment import Augmentation
 from ddanalysis.compute import images_per_pass, slices
-from ddanalysis.distill.making import Job, Made, match, real_batch, rows_by_class
+from ddanalysis.distill.making import Job, Made, Numbers, match, move, real_batch, rows_by_class
 from ddanalysis.evaluation import dsa_strategy
 from ddanalysis.networks import Networks
 from ddanalysis.seeding import generator, stream_seed
@@ -44,12 +44,10 @@ def distribution_matching(
     augment.parse_strategy(strategy)
     by_class = rows_by_class(job, "DM", batch_real)
 
-    def step(iteration: int, x: torch.Tensor, velocity: torch.Tensor) -> float:
+    def step(iteration: int, x: torch.Tensor, velocity: torch.Tensor) -> Numbers:
         real = torch.stack([real_batch(rows, batch_real, job.seed, iteration, c) for c, rows in enumerate(by_class)])
         loss, gradient = _gradient(job, x, real, strategy, iteration)
-        velocity.mul_(momentum).add_(gradient)
-        x.sub_(velocity, alpha=rate)
-        return loss
+        return {"loss": loss} | move(job, x, velocity, gradient, rate, momentum, iteration)
 
     return match(job, initialisation, iterations, step)
 

@@ -1,30 +1,35 @@
 """Expert trajectories: networks trained on real data, their weights kept after every epoch.
 
-With a constant learning rate the first epochs of a short training are those of a long one, so an expert is trained
-only as far as its weights are used: 3 epochs in place of the published 50 for CIFAR-10 at one image a class.
+One pool serves every set, whatever its seed, as published. With a constant learning rate the first epochs of a short
+training are those of a long one, so experts are trained only as far as their weights are used: 3 epochs in place of the
+published 50 for CIFAR-10 at one image a class. Sets that use more epochs, or another count of experts, have a pool of
+their own. Kept are parameters alone, in float32; the running statistics of batch normalisation are not, as published.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ddanalysis import networks, training, unroll
+from ddanalysis.architectures import Architecture
 from ddanalysis.compute import networks_together, slices
-from ddanalysis.distill.making import Job
+from ddanalysis.distill.making import Job, Progress
 from ddanalysis.seeding import stream_seed
-from ddanalysis.store import Checkpoint
+from ddanalysis.store import Checkpoint, Tensors
 from ddanalysis.training import Recipe
 
 IN_MEMORY = 2**31
-"""Bytes up to which all experts stay in memory; of more, each is read from beside the job's checkpoint when wanted."""
+"""Bytes up to which a pool stays in memory; of a larger one each expert is read when wanted, if it is kept in files."""
 
 
 @dataclass(frozen=True)
 class Experts:
     """Weights (epochs + 1, P) float32 of each expert, before training and after every epoch, on the CPU."""
 
-    kept: list[Tensor | Checkpoint]
+    kept: list[Tensor | Callable[[], Tensor]]
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -32,49 +37,54 @@ class Experts:
     def __getitem__(self, index: int) -> Tensor:
         """The weights of one expert."""
         kept = self.kept[index]
-        weights = _load(kept) if isinstance(kept, Checkpoint) else kept
-        if weights is None:
-            raise RuntimeError(f"the weights of expert {index} have gone from the checkpoint: start again")
-        return weights
+        return kept if isinstance(kept, Tensor) else kept()
 
 
-def train_experts(job: Job, count: int, recipe: Recipe) -> Experts:
-    """Train ``count`` networks on the real training images.
+def pool_bytes(architecture: Architecture, count: int, epochs: int) -> int:
+    """The size of ``count`` experts of so many epochs, on disk or in memory."""
+    return 4 * architecture.parameter_count() * (epochs + 1) * count
 
-    Each is kept beside the job's checkpoint, if it has one, and read from there when the job resumes; batch statistics
-    are not kept.
-    """
+
+def train_experts(job: Job, count: int, recipe: Recipe, seed: int = 0) -> Experts:
+    """``count`` networks trained on the real training images, read where they are kept; the recipe counts epochs."""
     a, n = job.architecture, len(job.data.train_y)
-    size = 4 * a.parameter_count() * ((recipe.epochs or 0) + 1) * count
-    kept: list[Tensor | Checkpoint] = []
+    streamed = job.share is not None and pool_bytes(a, count, recipe.epochs or 0) > IN_MEMORY
+    kept: list[Tensor | Callable[[], Tensor]] = []
     for part in slices(count, networks_together(a, min(recipe.batch_size or n, n), job.data.train_x.device)):
-        members = range(part.start, part.stop)
-        files = [job.checkpoint.child(f"expert{e}") if job.checkpoint else None for e in members]
-        found = [weights for weights in map(_load, files) if weights is not None]
-        if len(found) < len(files):
-            found = list(_train(job, members, recipe))
-            for file, weights in zip(files, found, strict=True):
-                if file:
-                    file.save({"weights": weights})
-        kept += [file if file and size > IN_MEMORY else own for file, own in zip(files, found, strict=True)]
+        together, trained = range(part.start, part.stop), dict[int, Tensor]()
+        for e in together:
+            read = partial(_expert, job, e, count, recipe, seed, together, trained)
+            weights = read()
+            kept.append(read if streamed else weights)
+        trained.clear()
     return Experts(kept)
 
 
-def _load(file: Checkpoint | None) -> Tensor | None:
-    saved = file.load() if file else None
-    return None if saved is None else saved["weights"]
+def _expert(
+    job: Job, e: int, count: int, recipe: Recipe, seed: int, together: range, trained: dict[int, Tensor]
+) -> Tensor:
+    """One expert of a pool of ``count``. If it is missing, all of a pass are ``trained``, and the next find theirs."""
+
+    def build(checkpoint: Checkpoint | None, progress: Progress | None) -> Tensors:
+        if e not in trained:
+            trained.update(zip(together, _train(job, together, recipe, seed, checkpoint, progress), strict=True))
+        return {"weights": trained.pop(e)}
+
+    network = job.architecture.name
+    name = f"{job.data.name}_{network}_{recipe.epochs}epochs_s{seed}_{e}of{count}"
+    arguments = {"network": network, "recipe": asdict(recipe), "count": count, "expert": e, "seed": seed}
+    return job.shared("experts", name, 1, arguments, build)["weights"]
 
 
-def _train(job: Job, members: range, recipe: Recipe) -> Tensor:
+def _train(
+    job: Job, members: range, recipe: Recipe, seed: int, checkpoint: Checkpoint | None, progress: Progress | None
+) -> Tensor:
     """(experts, epochs + 1, P) of some of the experts, together."""
-    x, y, seeds = job.data.train_x, job.data.train_y, [stream_seed(job.seed, "expert", e) for e in members]
+    x, y, seeds = job.data.train_x, job.data.train_y, [stream_seed(seed, "expert", e) for e in members]
     at = range(0, recipe.total_updates(len(y)) + 1, recipe.batches_per_epoch(len(y)))
-    unfinished = job.checkpoint.child(f"experts-from-{members.start}") if job.checkpoint else None
     fresh = networks.create(job.architecture, seeds, device=x.device, dtype=x.dtype)
     trained = training.train(
-        fresh, x, y, recipe, seeds, observe=lambda nets: {"weights": unroll.flat(nets)}, at=at, checkpoint=unfinished,
-        progress=job.progress,
+        fresh, x, y, recipe, seeds, observe=lambda nets: {"weights": unroll.flat(nets)}, at=at, checkpoint=checkpoint,
+        progress=progress,
     )  # fmt: skip
-    if unfinished:
-        unfinished.remove()
     return trained.observed["weights"].to("cpu", torch.float32)

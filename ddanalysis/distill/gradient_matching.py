@@ -21,7 +21,7 @@ from ddanalysis.architectures import Architecture
 from ddanalysis.augment import Augmentation
 from ddanalysis.compute import Compute, images_per_pass, logits_function, networks_together, slices
 from ddanalysis.distill import matching_distance
-from ddanalysis.distill.making import Job, Made, match, real_batch, rows_by_class
+from ddanalysis.distill.making import Job, Made, Numbers, match, move, real_batch, rows_by_class
 from ddanalysis.evaluation import dsa_strategy
 from ddanalysis.layers import Parameters
 from ddanalysis.networks import Networks
@@ -159,13 +159,14 @@ class _Settings:
 def _distil(job: Job, s: _Settings, initialisation: str) -> Made:
     by_class = rows_by_class(job, s.method, s.batch_real)
 
-    def step(iteration: int, x: torch.Tensor, velocity: torch.Tensor) -> float:
-        loss = _iteration(job, s, by_class, x, velocity, iteration)
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"loss of {s.method} is {loss} in iteration {iteration}: lower the rate, {s.rate:g}"
-            )
-        return loss
+    def step(iteration: int, x: torch.Tensor, velocity: torch.Tensor) -> Numbers:
+        recorded = _iteration(job, s, by_class, x, velocity, iteration)
+        for name, value in recorded.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"{name} of {s.method} is {value} in iteration {iteration}: lower the rate, {s.rate:g}"
+                )
+        return recorded
 
     return match(job, initialisation, s.iterations, step)
 
@@ -177,24 +178,25 @@ def _iteration(
     x: torch.Tensor,
     velocity: torch.Tensor,
     iteration: int,
-) -> float:
-    """One fresh network's outer steps, which change ``x`` and ``velocity`` in place; the mean distance of a class."""
+) -> Numbers:
+    """One fresh network's outer steps, which change ``x`` and ``velocity`` in place: the mean distance of a class, and
+    the mean of the regulariser.
+    """
     net = networks.create(
         job.architecture, [stream_seed(job.seed, "matched network", iteration)], device=x.device, dtype=x.dtype
     )
-    total = x.new_zeros(())
+    recorded: list[Numbers] = []
     for step in range(s.outer):
         number = iteration * s.outer + step
         net = _with_real_statistics(job, net, by_class, number)
         real = torch.stack([real_batch(rows, s.batch_real, job.seed, number, c) for c, rows in enumerate(by_class)])
         loss, gradient = _gradient(job, s, net, x, real, number)
-        velocity.mul_(s.momentum).add_(gradient)
-        x.sub_(velocity, alpha=s.rate)
-        total += loss
+        own = {"loss": float(loss) / len(by_class)}
+        recorded.append(own | move(job, x, velocity, gradient, s.rate, s.momentum, number))
         if step + 1 < s.outer:
             seed = stream_seed(job.seed, "training of the matched network", number)
             net = training.train(net, x, job.labels(), s.recipe, [seed], compute=s.compute).networks
-    return float(total) / (s.outer * len(by_class))
+    return {name: sum(one[name] for one in recorded) / s.outer for name in recorded[0]}
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """What every method takes and gives."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,14 +10,25 @@ import torch
 from ddanalysis import checks
 from ddanalysis.architectures import Architecture
 from ddanalysis.data import ImageData, balanced_rows, class_rows
+from ddanalysis.distilled import DistilledSet
 from ddanalysis.seeding import generator
 from ddanalysis.store import Checkpoint, Tensors
+
+Numbers = dict[str, float]
+Progress = Callable[[int], object]
+Build = Callable[[Checkpoint | None, Progress | None], Tensors]
+Share = Callable[[str, str, int, Mapping[str, Any], Build], Tensors]
+Regulariser = Callable[[torch.Tensor, torch.Tensor, int], tuple[float, torch.Tensor]]
+"""Of images, their labels and the number of the update: a term of the loss, and its gradient in the images."""
 
 
 @dataclass(frozen=True)
 class Job:
     """One set to be made: ``ipc`` images a class of ``data``, with networks of ``architecture`` where the method uses
     any.
+
+    ``given`` is a set to continue from. ``keep`` is called with the number of iterations done, from 0 on, and what
+    gives the tensors of the set as it is then; ``share`` keeps what several sets use (see :meth:`shared`).
     """
 
     data: ImageData
@@ -25,7 +36,11 @@ class Job:
     ipc: int
     seed: int = 0
     checkpoint: Checkpoint | None = None
-    progress: Callable[[int], object] | None = None
+    progress: Progress | None = None
+    given: DistilledSet | None = None
+    regulariser: Regulariser | None = None
+    keep: Callable[[int, Callable[[], Tensors]], object] | None = None
+    share: Share | None = None
 
     def __post_init__(self) -> None:
         checks.whole("ipc", self.ipc)
@@ -53,9 +68,23 @@ class Job:
         return torch.randn(shape, generator=generator(self.seed, "noise images")).to(self.data.train_x.device)
 
     def start(self, initialisation: str) -> torch.Tensor:
-        """The images a method starts from: "real" or "noise"."""
-        checks.one_of("initialisation of the images", initialisation, ("real", "noise"))
-        return self.real_images() if initialisation == "real" else self.noise()
+        """The images a method starts from: "real" ones, "noise", or those of the "given" set."""
+        checks.one_of("initialisation of the images", initialisation, ("real", "noise", "given"))
+        if initialisation != "given":
+            return self.real_images() if initialisation == "real" else self.noise()
+        if self.given is None:
+            raise ValueError("initialisation of the images is 'given' and no set is: name its file in given")
+        if not torch.equal(self.given.labels(), self.labels().to(self.given.x.device)):
+            raise ValueError(f"the given set {self.given.name} has not {self.ipc} images a class, class by class")
+        return self.given.x.to(self.data.train_x).clone()
+
+    def shared(self, kind: str, name: str, version: int, arguments: Mapping[str, Any], build: Build) -> Tensors:
+        """What several sets use, made by ``build(checkpoint, progress)`` once for the same ``arguments``; in place
+        where nobody keeps it.
+        """
+        if self.share:
+            return self.share(kind, name, version, arguments, build)
+        return build(self.checkpoint.child(name) if self.checkpoint else None, self.progress)
 
 
 @dataclass(frozen=True)
@@ -86,16 +115,6 @@ class Method:
         return known | given
 
 
-def resume(job: Job, initialisation: str) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
-    """Images, their momentum and the losses so far: from the checkpoint where there is one."""
-    saved = job.checkpoint.load() if job.checkpoint else None
-    if saved is None:
-        x = job.start(initialisation)
-        return x, torch.zeros_like(x), []
-    device = job.data.train_x.device
-    return saved["x"].to(device), saved["momentum"].to(device), saved["losses"].tolist()
-
-
 def real_batch(rows: torch.Tensor, n: int, seed: int, iteration: int, c: int) -> torch.Tensor:
     """``n`` of the ``rows`` of class ``c``, without replacement."""
     return rows[torch.randperm(len(rows), generator=generator(seed, "real batch", iteration, c))[:n].to(rows.device)]
@@ -112,13 +131,43 @@ def rows_by_class(job: Job, what: str, batch_real: int) -> list[torch.Tensor]:
 
 
 def match(
-    job: Job, initialisation: str, iterations: int, step: Callable[[int, torch.Tensor, torch.Tensor], float]
+    job: Job, initialisation: str, iterations: int, step: Callable[[int, torch.Tensor, torch.Tensor], Numbers]
 ) -> Made:
-    """The loop of a matching method: ``step(iteration, x, velocity)`` changes both in place and returns the loss."""
-    x, velocity, losses = resume(job, initialisation)
-    for iteration in range(len(losses), iterations):
-        losses.append(step(iteration, x, velocity))
+    """The loop of a matching method: ``step(iteration, x, velocity)`` changes both in place and says what to record."""
+    x, velocity, history = _resume(job, initialisation)
+    for iteration in range(len(next(iter(history.values()), [])), iterations):
+        if job.keep:
+            job.keep(iteration, lambda: {"x": x, "y": job.labels()})
+        for name, value in step(iteration, x, velocity).items():
+            history.setdefault(name, []).append(value)
         job.advance()
         if job.checkpoint and job.checkpoint.due():
-            job.checkpoint.save({"x": x, "momentum": velocity, "losses": torch.tensor(losses)})
-    return Made(x, job.labels(), {"loss": torch.tensor(losses)})
+            job.checkpoint.save({"x": x, "momentum": velocity} | _recorded(history))
+    return Made(x, job.labels(), {name: torch.tensor(values) for name, values in history.items()})
+
+
+def move(
+    job: Job, x: torch.Tensor, velocity: torch.Tensor, gradient: torch.Tensor, rate: float, momentum: float, update: int
+) -> Numbers:
+    """One update of the images ``x`` by gradient descent with momentum, in place; the regulariser counts, where there
+    is one, and its value is returned.
+    """
+    value, extra = job.regulariser(x, job.labels(), update) if job.regulariser else (None, 0.0)
+    velocity.mul_(momentum).add_(gradient + extra)
+    x.sub_(velocity, alpha=rate)
+    return {} if value is None else {"regulariser": value}
+
+
+def _recorded(history: dict[str, list[float]]) -> Tensors:
+    return {f"history/{name}": torch.tensor(values, dtype=torch.float64) for name, values in history.items()}
+
+
+def _resume(job: Job, initialisation: str) -> tuple[torch.Tensor, torch.Tensor, dict[str, list[float]]]:
+    """Images, their momentum and what was recorded so far: from the checkpoint where there is one."""
+    saved = job.checkpoint.load() if job.checkpoint else None
+    if saved is None:
+        x = job.start(initialisation)
+        return x, torch.zeros_like(x), {}
+    device = job.data.train_x.device
+    recorded = {k.removeprefix("history/"): t.tolist() for k, t in saved.items() if k.startswith("history/")}
+    return saved["x"].to(device), saved["momentum"].to(device), recorded

@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ddanalysis.data import class_rows
-from ddanalysis.distill.making import Job, real_batch
+from ddanalysis.distill.making import Job, Numbers, Regulariser, real_batch
 from ddanalysis.seeding import generator
 from ddanalysis.store import Tensors
 from ddanalysis.unroll import Optimiser, update
 
-Numbers = dict[str, float]
 Step = Callable[[int, Tensors, Numbers], tuple[Tensors, Numbers]]
 """Of an iteration, what is learned, and numbers carried from one iteration to the next, which it may change: the
 gradients by name, and what to record.
@@ -28,15 +28,22 @@ def optimise(
     rates: Mapping[str, float],
     iterations: int,
     after: Callable[[Tensors], Numbers] | None = None,
+    as_set: Callable[[Tensors], Tensors] = lambda learned: learned,
 ) -> tuple[Tensors, Tensors]:
     """Learn the tensors of ``start`` with one learning rate each, and return them with the history of the iterations.
 
-    ``after`` is called behind every update: it may change what is learned in place, and gives more to record. Raises
+    ``after`` is called behind every update: it may change what is learned in place, and gives more to record.
+    ``as_set`` turns what is learned into the "x", "y" and "learning_rates" of a set, as far as they are learned. Raises
     ``FloatingPointError`` as soon as a recorded number is not finite; ``what`` names the method there.
     """
     learned, averages, history, carried = _resume(job, start, optimiser)
     for iteration in range(len(next(iter(history.values()), [])), iterations):
+        if job.keep:
+            job.keep(iteration, partial(_set, job, learned, as_set))
         gradients, recorded = step(iteration, learned, carried)
+        if job.regulariser:
+            labels = learned.get("y", job.labels())
+            recorded["regulariser"] = _regularise(job.regulariser, learned, labels, gradients, iteration, as_set)
         for name, value in recorded.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} of {what} is {value} in iteration {iteration}: lower a learning rate")
@@ -49,6 +56,29 @@ def optimise(
         if job.checkpoint and job.checkpoint.due():
             job.checkpoint.save(_saved(learned, averages, history, carried))
     return learned, {name: torch.tensor(values) for name, values in history.items()}
+
+
+def _set(job: Job, learned: Tensors, as_set: Callable[[Tensors], Tensors]) -> Tensors:
+    return {"y": job.labels()} | as_set(learned)
+
+
+def _regularise(
+    regulariser: Regulariser,
+    learned: Tensors,
+    labels: Tensor,
+    gradients: Tensors,
+    iteration: int,
+    as_set: Callable[[Tensors], Tensors],
+) -> float:
+    """Add the regulariser's gradient to those of what is learned, from which the images follow; its value."""
+    leaves = {name: t.detach().requires_grad_() for name, t in learned.items()}
+    x = as_set(leaves)["x"]
+    value, extra = regulariser(x.detach(), labels, iteration)
+    found = torch.autograd.grad(x, list(leaves.values()), extra, allow_unused=True)
+    for name, own in zip(leaves, found, strict=True):
+        if own is not None:
+            gradients[name] = gradients[name] + own
+    return value
 
 
 Averages = dict[str, tuple[Tensor, ...]]

@@ -1,0 +1,125 @@
+"""The settings of every method, and what each may be: the vocabulary of ``distill`` in the notebooks' parameters.
+
+Their meaning and published values are in the methods' own docstrings; a test holds the names to the methods. This
+module imports the standard library alone, as :mod:`ddanalysis.parameters` does.
+"""
+
+from ddanalysis.rules import (
+    DATASETS,
+    NETWORKS,
+    PRECISIONS,
+    Rule,
+    below_one,
+    choice,
+    choice_or_path,
+    flag,
+    list_of,
+    numbers_from,
+    one_of_or_path,
+    positive,
+    text,
+    whole,
+)
+
+_GRADIENT_MATCHING: dict[str, Rule] = {
+    "iterations": whole(1),
+    "rate": positive(),
+    "momentum": below_one,
+    "network_rate": positive(),
+    "batch_real": whole(1),
+    "batch_train": whole(1),
+    "outer": whole(1),
+    "inner": whole(0),
+    "initialisation": choice_or_path(("real", "noise")),
+    "distance": choice(("row-cosine", "mse", "cos")),
+    "precision": choice(PRECISIONS),
+    "compiled": flag,
+}
+
+_CLOM: dict[str, Rule] = {
+    "alpha": numbers_from(0),
+    "pool": list_of(choice(NETWORKS), at_least=0),
+    "models": whole(1),
+    "model_epochs": whole(1),
+    "model_epoch": whole(0),
+    "model_seed": whole(0),
+    "draw": choice(("one", "mean")),
+    "source": one_of_or_path(("", *DATASETS)),
+}
+
+_OWN: dict[str, dict[str, Rule]] = {
+    "dc": _GRADIENT_MATCHING,
+    "dsa": _GRADIENT_MATCHING | {"strategy": text},
+    "dm": {
+        "iterations": whole(1),
+        "rate": positive(),
+        "momentum": below_one,
+        "batch_real": whole(1),
+        "strategy": text,
+        "initialisation": choice_or_path(("real", "noise")),
+    },
+    "mtt": {
+        "iterations": whole(1),
+        "steps": whole(1),
+        "expert_epochs": whole(1),
+        "latest_start": whole(1),
+        "minibatch": whole(1),
+        "rate": positive(),
+        "rate_of_step_size": positive(),
+        "step_size": positive(),
+        "momentum": below_one,
+        "experts": whole(1),
+        "expert_rate": positive(),
+        "expert_batch": whole(1),
+        "expert_seed": whole(0),
+        "labels": choice(("hard", "teacher")),
+        "strategy": text,
+        "gradient": choice(("exact", "tesla")),
+        "initialisation": choice_or_path(("real", "noise")),
+        "at_once": whole(1),
+    },
+    "bptt": {
+        "learn_labels": flag,
+        "bases": whole(1),
+        "downsample": whole(1),
+        "coefficient_decay": numbers_from(0),
+        "iterations": whole(1),
+        "steps": whole(1),
+        "inner_rate": positive(),
+        "inner_momentum": below_one,
+        "rate": positive(),
+        "momentum": below_one,
+        "clip": positive(),
+        "batch_real": whole(1),
+        "minibatch": whole(1),
+        "strategy": text,
+        "initialisation": choice_or_path(("xavier", "noise", "real")),
+        "at_once": whole(1),
+    },
+    "rat": {
+        "iterations": whole(1),
+        "window": whole(1),
+        "horizon": whole(1),
+        "window_start": choice(("fixed", "sliding", "random")),
+        "earliest": whole(0),
+        "every_iteration": flag,
+        "inner_rate": positive(),
+        "rate": positive(),
+        "clip": positive(),
+        "batch_real": whole(1),
+        "minibatch": whole(1),
+        "learn_labels": flag,
+        "strategy": text,
+        "initialisation": choice_or_path(("unit_noise", "noise", "real")),
+        "at_once": whole(1),
+    },
+}
+
+SETTINGS: dict[str, dict[str, Rule]] = {
+    **_OWN,
+    **{f"clom_{name}": _OWN[name] | _CLOM for name in ("dc", "dsa", "dm", "mtt", "bptt")},
+    "random": {},
+    "class_mean": {},
+    "k_means": {},
+    "herding": {"epochs": whole(0)},
+}
