@@ -69,8 +69,13 @@ class Settings:
     batch_real: int = 256
 
 
+def timed(ipc: int) -> int:
+    """Steps of the unroll that is timed."""
+    return max(1, 10 // ipc)
+
+
 def lengths(ipc: int) -> tuple[int, int]:
-    """Steps of the two unrolls at so many images a class: the first is timed, both are measured for memory."""
+    """Steps of the two unrolls whose memory is compared; a single step has less beside it than later ones."""
     return max(2, 10 // ipc), max(3, 20 // ipc)
 
 
@@ -129,11 +134,11 @@ def ours(settings: Settings) -> dict[str, Task]:
         job = plain.job_of(data, settings.width, ipc)
         for method in MATCHING:
             tasks[f"{method}/{ipc}/update"] = partial(our_step, job, method, batch_real=settings.batch_real)
-        for method, steps in product(UNROLLED, lengths(ipc)):
+        for method, steps in product(UNROLLED, sorted({timed(ipc), *lengths(ipc)})):
             tasks[f"{method}/{ipc}/{steps} steps"] = partial(our_step, job, method, steps)
         for method in ("dc", "dsa") if ipc > 1 else ():
             tasks[f"{method}/{ipc}/training"] = partial(our_training, job, method, epochs_timed(ipc))
-        tasks[f"rat/{ipc}/advance"] = partial(our_advance, job, lengths(ipc)[0])
+        tasks[f"rat/{ipc}/advance"] = partial(our_advance, job, timed(ipc))
     weights, real = unroll.flat(plain.first_network(job, "bptt")), (data.train_x[:REAL], data.train_y[:REAL])
     tasks["real"] = partial(unroll.loss_and_gradient, job.architecture, weights, *real)
     return measured(tasks, settings.device)
@@ -148,7 +153,7 @@ def published(settings: Settings) -> dict[str, Task]:
         for method in MATCHING:
             step = partial(plain.published_step, job, nets[method], method, "", batch_real=settings.batch_real)
             tasks[f"{method}/{ipc}/update/class by class"] = step
-        for method, steps in product(UNROLLED, lengths(ipc)):
+        for method, steps in product(UNROLLED, sorted({timed(ipc), *lengths(ipc)})):
             for way in WAYS[method]:
                 step = partial(plain.published_step, job, nets[method], method, way, steps)
                 tasks[f"{method}/{ipc}/{steps} steps/{way}"] = step
@@ -156,7 +161,7 @@ def published(settings: Settings) -> dict[str, Task]:
             net = plain.plain_network(job, method)  # which this changes
             step = partial(plain.published_training, job, net, method, epochs_timed(ipc))
             tasks[f"{method}/{ipc}/training/class by class"] = step
-        tasks[f"rat/{ipc}/advance/retained graph"] = partial(plain.published_advance, job, nets["rat"], lengths(ipc)[0])
+        tasks[f"rat/{ipc}/advance/retained graph"] = partial(plain.published_advance, job, nets["rat"], timed(ipc))
     tasks["real/one pass"] = partial(plain.real_gradient, nets["bptt"], data.train_x[:REAL], data.train_y[:REAL])
     return measured(tasks, settings.device)
 
@@ -199,7 +204,7 @@ def parts(method: str, ipc: int) -> dict[str, float]:
         updates, epochs = gradient_matching.loops(ipc)
         training_between = {f"{method}/{ipc}/training": epochs * (updates - 1) / updates}
         return {f"{method}/{ipc}/update": 1} | (training_between if updates > 1 else {})
-    step = f"{method}/{ipc}/{lengths(ipc)[0]} steps"
+    step = f"{method}/{ipc}/{timed(ipc)} steps"
     if method == "rat":
         own = bptt.preset("cifar10", ipc, {})
         before = (own["horizon"] - own["window"]) / 2  # the mean of a random window's start
@@ -219,27 +224,34 @@ def timings(workers: dict[str, Worker], settings: Settings) -> list[Timing]:
     found = []
     for ipc, method in product(settings.ipc, WAYS):
         for name in parts(method, ipc):
-            units = {
-                "training": epochs_timed(ipc),
-                "advance": lengths(ipc)[0],
-                f"{lengths(ipc)[0]} steps": lengths(ipc)[0],
-            }
+            steps = timed(ipc)
+            units = {"training": epochs_timed(ipc), "advance": steps, f"{steps} steps": steps}
             own = units.get(name.rpartition("/")[2], 1)
             found += [Timing(theirs(name, way), workers["published"], theirs(name, way), own) for way in WAYS[method]]
             found.append(Timing(name, workers["ours"], name, own))
     return list(dict.fromkeys(found))  # "real" is a part of many
 
 
+def unrolls_for_memory(settings: Settings) -> list[tuple[str, list[str]]]:
+    """The unrolls of two lengths, of the methods for which a graph is retained, with the ways that retain it."""
+    retaining = {method: [way for way in WAYS[method] if way == RETAINED] for method in UNROLLED}
+    return [
+        (f"{method}/{ipc}/{steps} steps", retaining[method])
+        for ipc, method in product(settings.ipc, UNROLLED)
+        for steps in lengths(ipc)
+        if retaining[method]
+    ]
+
+
 def memory(workers: dict[str, Worker], work: list[Timing], settings: Settings) -> dict[str, int]:
     """Peak bytes of everything, the two processes side by side: what is counted does not depend on the load."""
     tasks = {way: [timing.task for timing in work if timing.worker is workers[way]] for way in workers}
-    for ipc, method in product(settings.ipc, UNROLLED):
-        longer = f"{method}/{ipc}/{lengths(ipc)[1]} steps"
-        tasks["ours"].append(longer)
-        tasks["published"] += [theirs(longer, way) for way in WAYS[method]]
+    for name, ways in unrolls_for_memory(settings):
+        tasks["ours"].append(name)
+        tasks["published"] += [theirs(name, way) for way in ways]
 
     def all_of(way: str) -> dict[str, int]:
-        return {task: workers[way].run(f"memory of {task}")[1] for task in tasks[way]}
+        return {task: workers[way].run(f"memory of {task}")[1] for task in dict.fromkeys(tasks[way])}
 
     with ThreadPoolExecutor(len(workers)) as pool:
         first, second = pool.map(all_of, workers)
@@ -268,18 +280,16 @@ def cost(seconds: dict[str, list[float]], peak: dict[str, int], settings: Settin
 
 
 def memory_of_a_step(peak: dict[str, int], settings: Settings) -> list[dict[str, object]]:
-    """MB that one more step of an unroll costs; the bar is for ways that retain the graph."""
+    """MB that one more step of an unroll costs, of a retained graph and of ours."""
     rows = []
-    for ipc, method in product(settings.ipc, UNROLLED):
-        short, long = (f"{method}/{ipc}/{steps} steps" for steps in lengths(ipc))
-        more = lengths(ipc)[1] - lengths(ipc)[0]
-        mine = (peak[long] - peak[short]) / more / 1e6
-        for way in WAYS[method]:
-            their = (peak[theirs(long, way)] - peak[theirs(short, way)]) / more / 1e6
-            row = {"method": method, "ipc": ipc, "published way": way, "published MB": their, "ours MB": mine}
-            bar = MEMORY_BAR if way == "retained graph" else None
-            row |= {"ratio": their / mine, "bar": bar, "reached": None if bar is None else their / mine >= bar}
-            rows.append(row)
+    for (short, ways), (long, _) in batched(unrolls_for_memory(settings), 2):
+        (method, ipc, first), last = short.split("/"), long.rpartition("/")[2]
+        more = 1e6 * (int(last.split()[0]) - int(first.split()[0]))
+        for way in ways:
+            their = (peak[theirs(long, way)] - peak[theirs(short, way)]) / more
+            mine = (peak[long] - peak[short]) / more
+            row = {"method": method, "ipc": int(ipc), "published way": way, "published MB": their, "ours MB": mine}
+            rows.append(row | {"ratio": their / mine, "bar": MEMORY_BAR, "reached": their / mine >= MEMORY_BAR})
     return rows
 
 
