@@ -220,12 +220,10 @@ def scores(
     network_seeds: Sequence[int],
     compute: Compute = Compute(),
 ) -> Scores:
-    """Networks trained on every set under ``protocol``; kept set by set, so that a new set costs its own networks
-    alone.
+    """Networks trained on every set under ``protocol``; kept by what a set holds, so that a new set costs its own
+    networks alone, and a start of real images those that random images have already.
     """
-    predictions = [
-        _predictions(run, data, architecture, one, protocol, network_seeds, compute, one.name) for one in sets
-    ]
+    predictions = [_predictions(run, data, architecture, one, protocol, network_seeds, compute) for one in sets]
     return evaluation.scores(torch.cat(predictions), sets, data, architecture, protocol, network_seeds)
 
 
@@ -242,10 +240,9 @@ def scores_along(
     ``iteration``.
     """
     ends = {one.name: one.settings["iterations"] for one in made.sets if "iterations" in one.settings}
-    finished = [(ends[one.name], one, one.name) for one in made.sets if one.name in ends]
     tables = []
-    for iteration, one, name in [*((n, one, f"{one.name}_{n}") for n, one in made.along), *finished]:
-        found = _predictions(run, data, architecture, one, protocol, network_seeds, compute, name)
+    for iteration, one in [*made.along, *((ends[one.name], one) for one in made.sets if one.name in ends)]:
+        found = _predictions(run, data, architecture, one, protocol, network_seeds, compute)
         table = evaluation.scores(found, [one], data, architecture, protocol, network_seeds).table
         tables.append(table.assign(iteration=iteration))
     columns = ["dataset", "method", "ipc", "network", "protocol", "set_seed", "network_seed", "accuracy", "iteration"]
@@ -260,7 +257,6 @@ def _predictions(
     protocol: str,
     seeds: Sequence[int],
     compute: Compute,
-    name: str,
 ) -> torch.Tensor:
     arguments = {
         "set": fingerprint(one),
@@ -273,8 +269,8 @@ def _predictions(
     def build(checkpoint: Checkpoint | None, progress: Progress | None) -> Tensors:
         return {"predictions": evaluation.predict([one], data, a, protocol, seeds, compute, checkpoint, progress)}
 
-    stem = f"{name}_{a.name}_{protocol}"
-    return artefact(run, "trained", stem, data, "evaluation.predict", 1, arguments, build)["predictions"]
+    name = f"{data.name}_ipc{one.ipc}_{arguments['set']}_{a.name}_{protocol}_{len(seeds)}"
+    return artefact(run, "trained", name, data, "evaluation.predict", 1, arguments, build)["predictions"]
 
 
 def subset_pool(

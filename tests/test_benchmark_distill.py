@@ -78,6 +78,6 @@ def test_peak_memory_is_that_of_living_tensors():
 def test_parts_of_an_iteration():
     assert distill.parts("dc", 1) == {"dc/1/update": 1}
     assert distill.parts("dsa", 10) == {"dsa/10/update": 1, "dsa/10/training": 45}  # 50 epochs 9 times in 10 updates
-    assert distill.parts("mtt", 50) == {"mtt/50/2 steps": 30}
+    assert distill.parts("mtt", 50) == {"mtt/50/1 steps": 30}
     assert distill.parts("bptt", 1) == {"bptt/1/10 steps": 150, "real": 1}
-    assert distill.parts("rat", 10) == {"rat/10/2 steps": 60, "rat/10/advance": 70, "real": 5000 / 640}
+    assert distill.parts("rat", 10) == {"rat/10/1 steps": 60, "rat/10/advance": 70, "real": 5000 / 640}

@@ -124,9 +124,6 @@ def plain_loss(the_job, x, real, strategy, iteration):
 @pytest.mark.parametrize("strategy", ["", "color_crop_cutout_scale_rotate"])
 def test_dm_gradient_is_that_of_the_loss(strategy, limit, monkeypatch):
     monkeypatch.setattr(dm, "images_per_pass", lambda *_: limit)
-    monkeypatch.setattr(
-        dm.networks, "create", lambda a, s, device="cpu", _make=networks.create, **k: _make(a, s, dtype=torch.float64)
-    )
     the_job = job(dtype=torch.float64, activation="gelu")
     x = the_job.start("real")
     real = torch.stack([(the_job.data.train_y == c).nonzero()[:5, 0] for c in range(3)])

@@ -12,7 +12,7 @@ from ddanalysis.distill.trajectory import trajectory_matching
 METHODS = {
     "dc": Method(dc, version=1, networked=True),
     "dsa": Method(dsa, version=1, networked=True),
-    "dm": Method(distribution_matching, version=1, networked=True),
+    "dm": Method(distribution_matching, version=2, networked=True),
     "mtt": Method(trajectory_matching, version=2, networked=True),
     "bptt": Method(bptt_whole, version=1, networked=True),
     "rat": Method(rat_bptt, version=1, networked=True),

@@ -131,11 +131,13 @@ def _set_bytes(job: Job) -> int:
 
 def _distribution_matching(job: Job, own: dict[str, Any]) -> Plan:
     a, classes, iterations = job.architecture, job.data.n_classes, own["iterations"]
-    work = []
+    work, limit = [], images_per_pass(a, 1, job.data.train_x.device)
     for kind, n in (("forward", own["batch_real"]), ("images", job.ipc)):
-        together = max(images_per_pass(a, 1, job.data.train_x.device) // n, 1)
-        for group, count in _parts(classes, classes if a.batch_statistics else together):
-            work.append(Work(a, kind, 1, group * n, count * iterations))
+        cut = kind == "forward" and n > limit and not a.batch_statistics  # one class takes several passes
+        groups = _parts(n, limit) if cut else _parts(classes, classes if a.batch_statistics else max(limit // n, 1))
+        for size, count in groups:
+            images, times = (size, classes * count) if cut else (size * n, count)
+            work.append(Work(a, kind, 1, images, times * iterations))
     return Plan(iterations, work, iterations, 3 * _set_bytes(job))
 
 

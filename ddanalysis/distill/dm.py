@@ -56,13 +56,14 @@ def _gradient(
     job: Job, x: torch.Tensor, real: torch.Tensor, strategy: str, iteration: int
 ) -> tuple[float, torch.Tensor]:
     """The loss of one iteration and its gradient in the images ``x``; ``real`` (classes, batch) are row numbers."""
-    net = networks.create(job.architecture, [stream_seed(job.seed, "DM network", iteration)], device=x.device)
+    seed = stream_seed(job.seed, "DM network", iteration)
+    net = networks.create(job.architecture, [seed], device=x.device, dtype=x.dtype)
     draws = [
         augment.draw(strategy, job.data.shape, generator(job.seed, "DM augmentation", iteration, c))
         for c in range(len(real))
     ]
     with torch.no_grad():
-        target = torch.cat([_means(net, job.data.train_x[real[g]], draws[g]) for g in _groups(job, real.shape[1])])
+        target = torch.cat([_real_means(job, net, real[g], draws[g]) for g in _groups(job, real.shape[1])])
     total, gradients = 0.0, []
     for g in _groups(job, job.ipc):
         images = x.view(len(real), job.ipc, *x.shape[1:])[g].detach().requires_grad_()
@@ -78,6 +79,15 @@ def _groups(job: Job, per_class: int) -> list[slice]:
         return [slice(0, job.data.n_classes)]
     at_once = max(images_per_pass(job.architecture, 1, job.data.train_x.device) // per_class, 1)
     return list(slices(job.data.n_classes, at_once))
+
+
+def _real_means(job: Job, net: Networks, rows: torch.Tensor, draws: list[Augmentation]) -> torch.Tensor:
+    """Mean features (classes, f) of the real images ``rows`` (classes, n); a class too large for a pass takes more."""
+    n = rows.shape[1]
+    size = images_per_pass(job.architecture, 1, job.data.train_x.device)
+    size = n if job.architecture.batch_statistics or len(rows) > 1 else size
+    parts = [_means(net, job.data.train_x[rows[:, s]], draws) * len(range(n)[s]) for s in slices(n, size)]
+    return torch.stack(parts).sum(0) / n
 
 
 def _means(net: Networks, images: torch.Tensor, draws: list[Augmentation]) -> torch.Tensor:
