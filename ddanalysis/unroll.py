@@ -13,7 +13,7 @@ architecture. Batch normalisation uses the statistics of each batch throughout a
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -33,6 +33,8 @@ without that K, ids or soft rows. A function of what is learned, computed anew, 
 
 FADE = (0.9, 0.999)
 EPSILON = 1e-8
+SEGMENT = 4
+"""Steps from one kept pair of Adam's averages to the next: those between are made anew on the way back."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Trace:
 
     weights: Tensor  # (T, K, P)
     kept: list[tuple[Tensor, ...]]
+    marks: list[tuple[Tensor, ...]]  # Adam's averages before every SEGMENT-th step
     rates: Tensor  # (T,)
     first: int  # updates that were done before
     end: State
@@ -122,13 +125,17 @@ def update(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """New weights and averages after update number ``step`` (counted from 0); any tensors of one shape."""
     if optimiser.kind == "adam":
-        mean, square = averages
-        averages = (mean.lerp(gradient, 1 - FADE[0]), (square * FADE[1]).addcmul(gradient, gradient, value=1 - FADE[1]))
+        averages = _adam_averages(averages, gradient)
         direction, _ = _adam_direction(averages, step)
     else:
         direction = gradient.add(averages[0], alpha=optimiser.momentum) if averages else gradient
         averages = (direction,) if averages else ()
     return weights - rate * direction, averages
+
+
+def _adam_averages(averages: tuple[Tensor, ...], gradient: Tensor) -> tuple[Tensor, Tensor]:
+    mean, square = averages
+    return mean.lerp(gradient, 1 - FADE[0]), (square * FADE[1]).addcmul(gradient, gradient, value=1 - FADE[1])
 
 
 def _adam_direction(averages: tuple[Tensor, ...], step: int) -> tuple[Tensor, Tensor]:
@@ -197,23 +204,28 @@ def forward(
 ) -> Trace:
     """Train for one update each of ``rates`` (T,) so that :func:`adjoint` can go back.
 
-    A step costs the copy of its weights; Adam's averages and gradient besides; with ``learned_rates`` SGD's direction.
+    A step costs the copy of its weights; Adam's gradient and half of one besides; with ``learned_rates`` SGD's
+    direction.
     """
     if rates.ndim != 1 or len(rates) == 0:
         raise ValueError(
             f"the rates of an unroll have shape {tuple(rates.shape)}: (steps,), one step or more, is needed"
         )
-    first, kept, before = state.step, [], state.weights.new_empty(len(rates), *state.weights.shape)
+    first, before = state.step, state.weights.new_empty(len(rates), *state.weights.shape)
+    kept: list[tuple[Tensor, ...]] = []
+    marks: list[tuple[Tensor, ...]] = []
     for t, rate in enumerate(rates.detach()):
         _, gradient = loss_and_gradient(architecture, state.weights, *batches(t))
         weights, averages = update(optimiser, state.weights, state.averages, gradient, rate, state.step)
         before[t] = state.weights
         if optimiser.kind == "adam":
-            kept.append((gradient, *averages))
+            kept.append((gradient,))
+            if t % SEGMENT == 0:
+                marks.append(state.averages)
         else:
             kept.append((averages or (gradient,)) if learned_rates else ())
         state = State(weights, averages, state.step + 1)
-    return Trace(before, kept, rates.detach(), first, state)
+    return Trace(before, kept, marks, rates.detach(), first, state)
 
 
 def adjoint(
@@ -239,8 +251,8 @@ def adjoint(
         raise ValueError(f"the gradient of the end is {tuple(gradient.shape)}: {wanted}, as the weights, is needed")
     into_weights, into_averages = gradient, averages or tuple(torch.zeros_like(t) for t in trace.end.averages)
     totals, into_rates = [torch.zeros_like(t) for t in inputs], torch.zeros_like(trace.rates)
-    for t in reversed(range(len(trace.rates))):
-        rate, kept, step = trace.rates[t], trace.kept[t], trace.first + t
+    for t, kept in _backwards(optimiser, trace):
+        rate, step = trace.rates[t], trace.first + t
         along, into_averages, direction = _back(optimiser, kept, into_weights, into_averages, rate, step)
         if direction is not None:
             into_rates[t] = -(into_weights * direction).sum()
@@ -250,6 +262,19 @@ def adjoint(
         into_weights = into_weights if hessian is None else into_weights + hessian
         _add(totals, inputs, (x, y), (into_x, into_y))
     return Gradients(totals, into_rates if trace.kept[0] else None, into_weights, into_averages)
+
+
+def _backwards(optimiser: Optimiser, trace: Trace) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+    """The steps from the last to the first, and what was kept of each: of Adam, the averages after the step too."""
+    if optimiser.kind != "adam":
+        yield from reversed(list(enumerate(trace.kept)))
+        return
+    for start in reversed(range(0, len(trace.kept), SEGMENT)):
+        averages, segment = trace.marks[start // SEGMENT], []
+        for t in range(start, min(start + SEGMENT, len(trace.kept))):
+            averages = _adam_averages(averages, trace.kept[t][0])
+            segment.append((t, (trace.kept[t][0], *averages)))
+        yield from reversed(segment)
 
 
 def _back(

@@ -200,7 +200,8 @@ def _rat_bptt(job: Job, own: dict[str, Any]) -> Plan:
         work += _unrolled(job, k, size, times, "gradient")
     weights = NUMBER * k * job.architecture.parameter_count()
     batch = 3 * NUMBER * min(own["batch_real"], real) * math.prod(job.data.shape)
-    return Plan(iterations, work, iterations, weights * (4 * window + 8) + batch + 5 * _set_bytes(job))
+    kept = weights * (5 * window // 2 + 16)
+    return Plan(iterations, work, iterations, kept + batch + 5 * _set_bytes(job))
 
 
 def _herding(job: Job, own: dict[str, Any]) -> Plan:

@@ -112,7 +112,7 @@ def set_grid(sets: Sequence[DistilledSet], data: ImageData, per_class: int = 1) 
     return image_grid(data.denormalise(torch.cat(rows)), data.n_classes, data.classes, labels)
 
 
-def loss_curves(history: pd.DataFrame, window: int = 50) -> Figure:
+def loss_curves(history: pd.DataFrame, window: int = 20) -> Figure:
     """Losses while distilling: every iteration faint, the mean of the last ``window`` in full, on logarithmic axes.
 
     Columns dataset, method, ipc, set_seed, iteration, component, value. A panel a method, whose losses are its own; a
@@ -134,7 +134,7 @@ def loss_curves(history: pd.DataFrame, window: int = 50) -> Figure:
             style, name = STYLES[ipcs.index(ipc) % len(STYLES)], component.replace("_", " ")
             ax.plot(curve["iteration"], smooth, style, color=colour, linewidth=1.4, label=f"{name}, IPC {ipc}")
         ax.set(xlabel="Iteration", yscale="log", title=METHOD_NAMES.get(method, method))
-        ax.legend(loc="best", frameon=False)
+        ax.legend(loc="best", fontsize="x-small", frameon=True, framealpha=0.6, edgecolor="none")
     axes[0].set_ylabel("Loss")
     return figure
 
