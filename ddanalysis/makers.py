@@ -273,6 +273,33 @@ def _predictions(
     return artefact(run, "trained", name, data, "evaluation.predict", 1, arguments, build)["predictions"]
 
 
+def real_accuracy(
+    run: Run,
+    data: ImageData,
+    architecture: Architecture,
+    recipe: Recipe,
+    network_seeds: Sequence[int],
+    compute: Compute = Compute(),
+) -> pd.DataFrame:
+    """Networks trained on all real training images: dataset, network, network_seed, accuracy (share of 1)."""
+    arguments = {
+        "network": architecture.name,
+        "recipe": asdict(recipe),
+        "seeds": list(network_seeds),
+        "compute": asdict(compute),
+    }
+
+    def build(checkpoint: Checkpoint | None, progress: Progress | None) -> Tensors:
+        return {
+            "accuracy": pools.real_accuracy(data, architecture, recipe, network_seeds, compute, checkpoint, progress)
+        }
+
+    name = f"real_{data.name}_{architecture.name}_{len(network_seeds)}"
+    accuracy = artefact(run, "real", name, data, "pools.real_accuracy", 1, arguments, build)["accuracy"]
+    columns = {"dataset": data.name, "network": architecture.name, "network_seed": list(network_seeds)}
+    return pd.DataFrame(columns | {"accuracy": accuracy.double().numpy()})
+
+
 def subset_pool(
     run: Run,
     data: ImageData,

@@ -126,6 +126,7 @@ VOCABULARY: dict[str, Rule] = {
     "learning_rate": positive(),
     "momentum": below_one,
     "seed": whole(0),
+    "real_epochs": whole(1),  # of networks trained on all real data
     # agreement
     "subset_pool": whole(1),
     "subset_fractions": two_fractions,

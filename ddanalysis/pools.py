@@ -3,7 +3,7 @@
 Yang et al. 2024, section 4.1: a pool trained to the end on small subsets, and a pool stopped early on all of the data.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -119,6 +119,24 @@ def early_networks(
         fresh, data.train_x, data.train_y, recipe, seeds, None, predict, moments, compute, checkpoint, progress
     ).observed["predictions"]
     return Pool("early", observed, torch.tensor(list(moments)).expand(count, -1).contiguous())
+
+
+def real_accuracy(
+    data: ImageData,
+    architecture: Architecture,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    compute: Compute = Compute(),
+    checkpoint: Checkpoint | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> torch.Tensor:
+    """The test accuracy (networks,) of networks trained on all training images: what a distilled set falls short of."""
+    own = [stream_seed(seed, "network trained on all real data") for seed in seeds]
+    fresh = networks.create(architecture, own, device=data.train_x.device)
+    trained = training.train(
+        fresh, data.train_x, data.train_y, recipe, own, compute=compute, checkpoint=checkpoint, progress=progress
+    )
+    return trained.networks.evaluate(data.test_x, data.test_y, compute).accuracy.cpu()
 
 
 def check_ids(what: str, t: torch.Tensor, dimensions: int) -> None:

@@ -232,3 +232,14 @@ def test_an_estimate_has_a_row_a_method_and_ipc(run):
         ["dm", 1, 2], ["dm", 2, 2], ["random", 1, 2], ["random", 2, 2],
     ]  # fmt: skip
     assert (table.loc[table["method"] == "dm", "seconds"] > 0).all() and (table["iterations"] >= 0).all()
+
+
+def test_networks_on_all_real_data_are_kept_and_learn(run):
+    def table():
+        return makers.real_accuracy(run, DATA, NETWORK, Recipe(epochs=60, batch_size=20, learning_rate=0.05), range(2))
+
+    found = table()
+    assert found["accuracy"].min() > 0.6 and list(found.columns) == ["dataset", "network", "network_seed", "accuracy"]
+    path = next((run.folder / "real").iterdir())
+    before = path.stat().st_mtime_ns
+    assert table().equals(found) and path.stat().st_mtime_ns == before
