@@ -28,11 +28,11 @@ def test_every_gain_is_over_the_partner_of_the_same_seeds():
     assert found.groupby("over").size().to_dict() == {
         "random images": 2 * 2 * 2 * 2 * 12,
         "own start": 2 * 2 * 12,
-        "without CLOM": 2 * 2 * 2 * 12,
+        "the same without CLOM": 2 * 2 * 2 * 12,
     }  # fmt: skip
     for row in found.itertuples():
         pair = tuple(getattr(row, key) for key in benchmark.PAIR)
-        partner = {"random images": "random", "without CLOM": "dm"}.get(row.over)
+        partner = {"random images": "random", "the same without CLOM": "dm"}.get(row.over)
         theirs = begun[(*pair, row.method)] if partner is None else value[(*pair, partner)]
         assert row.gain == value[(*pair, row.method)] - theirs
     assert not (found["method"] == "random").any()
@@ -50,5 +50,5 @@ def test_the_summary_is_over_sets_and_says_what_is_sure():
     found = benchmark.summary(benchmark.gains(ours, ours.head(0)))
     dm = found[(found["method"] == "dm") & (found["over"] == "random images")]
     assert (dm["n"] == 12).all() and (dm["n_units"] == 3).all() and dm["sure"].all()
-    assert not found.loc[found["over"] == "without CLOM", "sure"].any()
+    assert not found.loc[found["over"] == "the same without CLOM", "sure"].any()
     assert dm["mean"].iloc[0] == pytest.approx(5, abs=0.5)

@@ -344,7 +344,7 @@ def test_gain_intervals_have_a_row_a_method_and_ipc_and_a_panel_a_comparison():
         {"method": m, "ipc": n, "over": over, "mean": 0.1, "low": 0.05, "high": 0.15}
         for m in ("dm", "clom_dm") for n in (1, 10) for over in ("random images", "own start")
     ]  # fmt: skip
-    rows += [{"method": "clom_dm", "ipc": 1, "over": "without CLOM", "mean": 0.0, "low": -0.1, "high": 0.1}]
+    rows += [{"method": "clom_dm", "ipc": 1, "over": "the same without CLOM", "mean": 0.0, "low": -0.1, "high": 0.1}]
     figure = figures.gain_intervals(pd.DataFrame(rows))
     assert [len(ax.containers) for ax in figure.axes] == [4, 4, 1]
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()][0] == "Distribution matching, IPC 1"

@@ -12,7 +12,7 @@ SETTING = ["dataset", "method", "ipc", "network", "protocol"]
 PAIR = ["dataset", "ipc", "network", "protocol", "set_seed", "network_seed"]
 """What two accuracies have in common that are compared: networks of one seed begin alike, whatever they learn."""
 
-OVER = ("random images", "own start", "without CLOM")
+OVER = ("random images", "own start", "the same without CLOM")
 
 
 def gains(table: pd.DataFrame, starts: pd.DataFrame) -> pd.DataFrame:
@@ -20,7 +20,7 @@ def gains(table: pd.DataFrame, starts: pd.DataFrame) -> pd.DataFrame:
 
     ``table`` is the tidy one, with sets of the method "random" in it; ``starts`` has the same columns, of the sets as
     they were before their first iteration. Partners are of one dataset, ipc, network, protocol, set seed and network
-    seed; over "own start" and "without CLOM" they share the method too. What has no partner has no row.
+    seed; over "own start" and "the same without CLOM" they share the method too. What has no partner has no row.
     """
     plain = table[~table["method"].str.startswith("clom_")]
     partners = {
