@@ -72,6 +72,7 @@ def test_random_images_are_real_ones_and_nested():
 
 def test_class_mean_is_the_mean_and_shares_partition_the_class():
     data = toy_data()
+    assert torch.equal(METHODS["class_mean"].make(job(1)).x, METHODS["class_mean"].make(job(1, seed=1)).x)
     means = torch.stack([data.train_x[data.train_y == c].mean(0) for c in range(3)])
     assert torch.allclose(METHODS["class_mean"].make(job(1)).x, means, atol=1e-6)
     halves = METHODS["class_mean"].make(job(2)).x.view(3, 2, 1, 8, 8)  # of 12 images: two shares of 6

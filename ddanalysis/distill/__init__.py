@@ -22,7 +22,7 @@ METHODS = {
     "clom_mtt": Method(regularised(trajectory_matching, "mtt"), version=1, networked=True),
     "clom_bptt": Method(regularised(bptt_whole, "bptt"), version=1, networked=True),
     "random": Method(random_images, version=1),
-    "class_mean": Method(class_mean, version=1),
+    "class_mean": Method(class_mean, version=2),
     "k_means": Method(k_means, version=1),
     "herding": Method(herding, version=1, networked=True),
 }

@@ -29,7 +29,7 @@ def class_mean(job: Job) -> Made:
     for c in range(job.data.n_classes):
         own = job.data.train_x[_rows(job, c)]
         order = torch.randperm(len(own), generator=generator(job.seed, "shares", c)).to(own.device)
-        means += [own[share].mean(0) for share in order.tensor_split(job.ipc)]
+        means += [own[share.sort().values].mean(0) for share in order.tensor_split(job.ipc)]
     return Made(torch.stack(means), job.labels())
 
 
