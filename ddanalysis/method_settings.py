@@ -45,6 +45,7 @@ _CLOM: dict[str, Rule] = {
     "model_seed": whole(0),
     "draw": choice(("one", "mean")),
     "source": one_of_or_path(("", *DATASETS)),
+    "shuffled": flag,
 }
 
 _OWN: dict[str, dict[str, Rule]] = {

@@ -1,5 +1,7 @@
 """CLOM's term against plain autograd, its weights, its draws, and original models."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -175,6 +177,25 @@ def test_a_source_makes_it_contrastive_and_its_pixels_are_normalised_as_the_sets
     )
     value = float(made.history["regulariser"][0])
     assert 0 < value < 0.2  # same-class pairs hold about a tenth of all distances, and are the nearer ones
+
+
+def test_models_of_shuffled_labels_know_nothing_of_the_classes():
+    the_job, seen = small_job(), []
+
+    def share(kind, name, version, arguments, build):
+        seen.append((name, arguments["trained_on"]))
+        return build(None, None)
+
+    for shuffled in (False, True):
+        clom.regulariser(dataclasses.replace(the_job, share=share), "dm", shuffled=shuffled, **SMALL)
+    assert [name for name, _ in seen] == ["original_toy_ConvNet-W4-D2", "original_toy-shuffled_ConvNet-W4-D2"]
+    assert seen[0][1] != seen[1][1]
+    own = SMALL | {"model_epochs": 30}
+    values = [
+        clom.regulariser(the_job, "dm", shuffled=shuffled, **own)(DATA.train_x.float(), DATA.train_y, 0)[0]
+        for shuffled in (False, True)
+    ]
+    assert values[0] < 0.8 * values[1]
 
 
 def test_a_source_of_another_shape_is_refused(tmp_path):

@@ -69,6 +69,7 @@ def regulariser(
     model_seed: int = 0,
     draw: str = "one",
     source: str = "",
+    shuffled: bool = False,
 ) -> Callable[[torch.Tensor, torch.Tensor, int], tuple[float, torch.Tensor]]:
     """What CLOM adds to the loss of ``method``, as :class:`making.Job` takes it; the defaults are the published ones.
 
@@ -76,11 +77,15 @@ def regulariser(
     job's own alone. Of each, ``models`` networks are trained for ``model_epochs``; ``model_epoch`` takes them as they
     were then. ``alpha`` is one weight for all or one each, None :func:`published_weight`. ``draw`` is "one" or "mean".
     ``source`` names another dataset, on which the models are trained, and makes it the contrastive form; its pixels are
-    normalised as the job's, so that the models see the images as they saw their own.
+    normalised as the job's, so that the models see the images as they saw their own. ``shuffled`` is a control: models
+    trained on labels shuffled among all real images, which know nothing of the classes.
     """
     names = list(pool) or [job.architecture.kind]
     weight = weights(published_weight(method, job.ipc, job.data.name, names) if alpha is None else alpha, names)
     real = _source(source, job.data) if source else job.data
+    if shuffled:
+        order = torch.randperm(len(real.train_y), generator=generator(model_seed, "shuffled labels"))
+        real = replace(real, name=f"{real.name}-shuffled", train_y=real.train_y[order.to(real.train_y.device)])
     found = {
         name: original_models(job, real, _architecture(name, job, real), models, model_epochs, model_epoch, model_seed)
         for name in names
