@@ -5,19 +5,17 @@ it was made with.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ddanalysis import distilled, store
 from ddanalysis.data import ImageData
+from ddanalysis.distill.making import Build
 from ddanalysis.distilled import DistilledSet
 from ddanalysis.report import Run
-from ddanalysis.store import Checkpoint, Tensors
-
-Progress = Callable[[int], object]
-Build = Callable[[Checkpoint | None, Progress | None], Tensors]
+from ddanalysis.store import Tensors
 
 
 def artefact(

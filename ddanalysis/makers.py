@@ -16,11 +16,12 @@ import torch
 
 from ddanalysis import checks, distilled, evaluation, interchange, pools, store
 from ddanalysis.architectures import Architecture
-from ddanalysis.artefacts import Progress, artefact, fingerprint, identity, shared
+from ddanalysis.artefacts import artefact, fingerprint, identity, shared
 from ddanalysis.compute import Compute
 from ddanalysis.data import ImageData
 from ddanalysis.distill import METHODS, Job, Made
 from ddanalysis.distill.cost import estimate
+from ddanalysis.distill.making import Progress
 from ddanalysis.distilled import DistilledSet
 from ddanalysis.evaluation import Scores
 from ddanalysis.parameters import profile_methods
@@ -49,34 +50,35 @@ def distilled_sets(
     distill: Mapping[str, Mapping[str, Any]],
     keep_every: int = 0,
 ) -> Distilled:
-    """One set for every method, ipc and seed, in this order, by :func:`settings_of` the methods.
+    """One set for every method, ipc and seed, in this order, by the profile's recipes and ``distill`` over them.
 
     Sets are kept every ``keep_every`` iterations, 0 for the start alone. Raises ``ValueError`` for an unknown method or
     setting before anything is made.
     """
-    settings = settings_of(run, distill)
-    for name in (*methods, *distill):
-        checks.one_of("method", name, METHODS)
-        METHODS[name].settings(_without_ipc(settings.get(name, {})))
     made = [
-        _distilled_set(
-            run, Job(data, architecture, n, seed), method, _without_ipc(settings.get(method, {})), keep_every
-        )
-        for method in methods
-        for n in settings.get(method, {}).get("ipc", ipc)
+        _distilled_set(run, Job(data, architecture, n, seed), method, settings, keep_every)
+        for method, n, settings in _recipes(run, methods, ipc, distill)
         for seed in set_seeds
     ]
     history = pd.concat([one.history for one in made], ignore_index=True)
     return Distilled([s for one in made for s in one.sets], history, [s for one in made for s in one.along])
 
 
-def settings_of(run: Run, distill: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Method -> settings that depart from the published ones: those of the run's profile, and ``distill`` over them.
+def _recipes(
+    run: Run, methods: Sequence[str], ipc: Sequence[int], distill: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[str, int, dict[str, Any]]]:
+    """Every method and ipc, with the settings that depart from the published: the profile's, ``distill`` over them.
 
-    "ipc" among them is no setting but the numbers of images a class, in place of the notebook's.
+    "ipc" among these is no setting but the numbers of images a class, in place of the notebook's. ``ValueError`` for an
+    unknown method or setting.
     """
     profile = profile_methods(run.root / "params", run.profile)
-    return {name: {**profile.get(name, {}), **distill.get(name, {})} for name in (*profile, *distill)}
+    found = {name: {**profile.get(name, {}), **distill.get(name, {})} for name in (*methods, *distill)}
+    counts = {name: settings.pop("ipc", ipc) for name, settings in found.items()}
+    for name, settings in found.items():
+        checks.one_of("method", name, METHODS)
+        METHODS[name].settings(settings)
+    return [(name, n, found[name]) for name in methods for n in counts[name]]
 
 
 def estimates(
@@ -89,17 +91,11 @@ def estimates(
     distill: Mapping[str, Mapping[str, Any]],
 ) -> pd.DataFrame:
     """What :func:`distilled_sets` would cost, a row a method and ipc, its ``sets`` together."""
-    settings = settings_of(run, distill)
-    rows = []
-    for method in methods:
-        for n in settings.get(method, {}).get("ipc", ipc):
-            cost = estimate(Job(data, architecture, n), method, _without_ipc(settings.get(method, {})))
-            rows.append(asdict(cost) | {"sets": len(set_seeds)})
+    rows = [
+        asdict(estimate(Job(data, architecture, n), method, settings)) | {"sets": len(set_seeds)}
+        for method, n, settings in _recipes(run, methods, ipc, distill)
+    ]
     return pd.DataFrame(rows)
-
-
-def _without_ipc(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name != "ipc"}
 
 
 @dataclass(frozen=True)

@@ -83,12 +83,11 @@ def bptt(
     _check_bptt(job, own)
     if bases is not None:
         job = replace(job, ipc=addressing.images_per_class(job, bases, downsample))
-    learned, history = outer.optimise(
+    return outer.optimise(
         job, "BPTT", lambda: _bptt_start(job, own), lambda *given: _bptt_step(job, own, *given),
         Optimiser("sgd", momentum), dict.fromkeys(("x", "y", "bases", "coefficients"), rate), iterations,
         _labels_at_least_0, lambda learned: _as_set(job, learned),
     )  # fmt: skip
-    return Made(history=history, **({"y": job.labels()} | _as_set(job, learned)))
 
 
 def rat_bptt(
@@ -135,11 +134,10 @@ def rat_bptt(
         x = {"x": _start(job, initialisation)}
         return x | ({"y": _soft_labels(job, initialisation)} if own["learn_labels"] else {})
 
-    learned, history = outer.optimise(
+    return outer.optimise(
         job, "RaT", start, lambda *given: _rat_step(job, own, *given), Optimiser("adam"),
         dict.fromkeys(("x", "y"), own["rate"]), iterations, _labels_at_least_0,
     )  # fmt: skip
-    return Made(learned["x"], learned.get("y", job.labels()), history)
 
 
 def preset(dataset: str, ipc: int, given: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddanalysis.data import class_rows
-from ddanalysis.distill.making import Job, Numbers, Regulariser, real_batch
+from ddanalysis.distill.making import Job, Made, Numbers, Regulariser, real_batch
 from ddanalysis.seeding import generator
 from ddanalysis.store import Tensors
 from ddanalysis.unroll import Optimiser, update
@@ -29,8 +29,8 @@ def optimise(
     iterations: int,
     after: Callable[[Tensors], Numbers] | None = None,
     as_set: Callable[[Tensors], Tensors] = lambda learned: learned,
-) -> tuple[Tensors, Tensors]:
-    """Learn the tensors of ``start`` with one learning rate each, and return them with the history of the iterations.
+) -> Made:
+    """Learn the tensors of ``start`` with one learning rate each: the set they end as, and the history.
 
     ``after`` is called behind every update: it may change what is learned in place, and gives more to record.
     ``as_set`` turns what is learned into the "x", "y" and "learning_rates" of a set, as far as they are learned. Raises
@@ -55,7 +55,8 @@ def optimise(
         job.advance()
         if job.checkpoint and job.checkpoint.due():
             job.checkpoint.save(_saved(learned, averages, history, carried))
-    return learned, {name: torch.tensor(values) for name, values in history.items()}
+    curves = {name: torch.tensor(values) for name, values in history.items()}
+    return Made(history=curves, **_set(job, learned, as_set))
 
 
 def _set(job: Job, learned: Tensors, as_set: Callable[[Tensors], Tensors]) -> Tensors:

@@ -106,12 +106,11 @@ def trajectory_matching(
     if labels == "teacher":
         first["y"] = F.one_hot(job.labels(), job.data.n_classes).to(start.dtype)
 
-    learned, history = outer.optimise(
+    return outer.optimise(
         job, "MTT", lambda: first, lambda iteration, learned, _: _step(job, pool, own, iteration, learned),
         Optimiser("sgd", momentum), {"x": own["rate"], "learning_rates": own["rate_of_step_size"]}, iterations,
         _still_positive,
     )  # fmt: skip
-    return Made(history=history, **({"y": job.labels()} | learned))
 
 
 def preset(dataset: str, ipc: int, given: dict[str, Any]) -> dict[str, Any]:
