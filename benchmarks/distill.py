@@ -29,7 +29,7 @@ import statistics
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -77,6 +77,7 @@ class Settings:
     allocator: str = "default"
     device: str = "cpu"
     batch_real: int = 256
+    compiled: bool = False  # the unrolled methods of ours
 
 
 def timed(ipc: int) -> int:
@@ -97,16 +98,20 @@ def epochs_timed(ipc: int) -> int:
 # Ours -----------------------------------------------------------------------------------------------------------------
 
 
-def our_step(job: Job, method: str, steps: int = 0, before: int = 0, batch_real: int = 256) -> Made:
+def our_step(
+    job: Job, method: str, steps: int = 0, before: int = 0, batch_real: int = 256, compiled: bool = False
+) -> Made:
     """One iteration of a method of the package, of learning rate 1, from real images."""
-    unrolled = {"strategy": UNROLL_AUGMENTATION}
+    unrolled = {"strategy": UNROLL_AUGMENTATION, "compiled": compiled}
     student = {"latest_start": 1, "expert_epochs": 1, "rate_of_step_size": RATE_OF_STEP_SIZE}
     settings = {
         "dc": {"outer": 1, "batch_real": batch_real},
         "dsa": {"outer": 1, "batch_real": batch_real},
         "dm": {"batch_real": batch_real},
         "mtt": unrolled | student | {"steps": steps},
-        "bptt": {"steps": steps, "inner_rate": INNER_RATE["bptt"], "batch_real": 1, "clip": 1e9},
+        "bptt": {
+            "steps": steps, "inner_rate": INNER_RATE["bptt"], "batch_real": 1, "clip": 1e9, "compiled": compiled,
+        },
         "rat": unrolled | {
             "window": steps, "horizon": before + steps, "window_start": "fixed", "inner_rate": INNER_RATE["rat"],
             "batch_real": 10,
@@ -125,12 +130,13 @@ def our_training(job: Job, method: str, epochs: int) -> networks.Networks:
     return training.train(plain.first_network(job, method), job.real_images(), job.labels(), recipe, [0]).networks
 
 
-def our_advance(job: Job, steps: int) -> dict[str, torch.Tensor]:
+def our_advance(job: Job, steps: int, compiled: bool = False) -> dict[str, torch.Tensor]:
     """The network after RaT's steps before its window."""
     x, inner = job.real_images(), Optimiser("adam")
     state = unroll.begin(plain.first_network(job, "rat"), inner)
     rates = [INNER_RATE["rat"]] * steps
-    end = unroll.advance(job.architecture, inner, state, lambda t: plain.unrolled_batch(job, "rat", t, x), rates)
+    batches = partial(plain.unrolled_batch, job, "rat", x=x)
+    end = unroll.advance(job.architecture, inner, state, batches, rates, compiled)
     return unroll.unflat(job.architecture, end.weights).state
 
 
@@ -145,10 +151,10 @@ def ours(settings: Settings) -> dict[str, Task]:
         for method in MATCHING:
             tasks[f"{method}/{ipc}/update"] = partial(our_step, job, method, batch_real=settings.batch_real)
         for method, steps in product(UNROLLED, sorted({timed(ipc), *lengths(ipc)})):
-            tasks[f"{method}/{ipc}/{steps} steps"] = partial(our_step, job, method, steps)
+            tasks[f"{method}/{ipc}/{steps} steps"] = partial(our_step, job, method, steps, compiled=settings.compiled)
         for method in ("dc", "dsa") if ipc > 1 else ():
             tasks[f"{method}/{ipc}/training"] = partial(our_training, job, method, epochs_timed(ipc))
-        tasks[f"rat/{ipc}/advance"] = partial(our_advance, job, timed(ipc))
+        tasks[f"rat/{ipc}/advance"] = partial(our_advance, job, timed(ipc), settings.compiled)
     weights, real = unroll.flat(plain.first_network(job, "bptt")), (data.train_x[:REAL], data.train_y[:REAL])
     tasks["real"] = partial(unroll.loss_and_gradient, job.architecture, weights, *real)
     return measured(tasks, settings.device)
@@ -355,13 +361,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--allocator", choices=ALLOCATORS, default="default", help="of both ways")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--compiled", action="store_true", help="the unrolled methods of ours")
     parser.add_argument("--quick", action="store_true", help="two small rounds: shows that it runs, measures nothing")
     given = parser.parse_args()
     if min(given.width, given.rounds - 1, given.threads, *given.ipc) < 1 or max(given.ipc) > 512:
         parser.error("width, threads and ipc must be at least 1, rounds at least 2, and ipc at most 512")
-    settings = Settings(given.width, tuple(given.ipc), given.rounds, given.threads, given.allocator, given.device)
+    settings = Settings(
+        given.width, tuple(given.ipc), given.rounds, given.threads, given.allocator, given.device,
+        compiled=given.compiled,
+    )  # fmt: skip
     if given.quick:
-        settings = Settings(4, (1, 10), 2, given.threads, given.allocator, given.device, batch_real=16)
+        settings = replace(settings, width=4, ipc=(1, 10), rounds=2, batch_real=16)
     result = measure(settings)
     write_json(given.out, result)
     print(show(result))

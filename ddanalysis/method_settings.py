@@ -78,6 +78,7 @@ _OWN: dict[str, dict[str, Rule]] = {
         "gradient": choice(("exact", "tesla")),
         "initialisation": choice_or_path(("real", "noise")),
         "at_once": whole(1),
+        "compiled": flag,
     },
     "bptt": {
         "learn_labels": flag,
@@ -96,6 +97,7 @@ _OWN: dict[str, dict[str, Rule]] = {
         "strategy": text,
         "initialisation": choice_or_path(("xavier", "noise", "real")),
         "at_once": whole(1),
+        "compiled": flag,
     },
     "rat": {
         "iterations": whole(1),
@@ -113,6 +115,7 @@ _OWN: dict[str, dict[str, Rule]] = {
         "strategy": text,
         "initialisation": choice_or_path(("unit_noise", "noise", "real")),
         "at_once": whole(1),
+        "compiled": flag,
     },
 }
 

@@ -170,7 +170,7 @@ def test_published_constants():
     assert Method(make, 1).settings({}) == {
         "iterations": 500_000, "steps": 150, "inner_rate": 0.01, "inner_momentum": 0.9, "rate": 0.1, "momentum": 0.5,
         "clip": 2.0, "batch_real": 64, "minibatch": None, "strategy": "", "learn_labels": False, "bases": None,
-        "downsample": 2, "coefficient_decay": 1e-4, "initialisation": "xavier", "at_once": 1,
+        "downsample": 2, "coefficient_decay": 1e-4, "initialisation": "xavier", "at_once": 1, "compiled": False,
     }  # fmt: skip
     ten = {"window": 60, "horizon": 200, "window_start": "random", "minibatch": 10, "rate": 1e-3, "learn_labels": False}
     assert preset("cifar10", 10, {}) == ten | {"strategy": "flip_rotate"} == preset("cifar10-jpeg", 1, {"window": None})

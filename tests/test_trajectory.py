@@ -27,7 +27,7 @@ def one_step(the_job, steps=3, step_size=0.1, gradient="exact", minibatch=None, 
     """Loss and gradients of iteration 0, and the stretch of expert it matches."""
     own = {
         "steps": steps, "expert_epochs": 2, "latest_start": 2, "minibatch": minibatch, "strategy": strategy,
-        "gradient": gradient, "at_once": at_once, "labels": labels,
+        "gradient": gradient, "at_once": at_once, "labels": labels, "compiled": False,
     }  # fmt: skip
     pool = train_experts(the_job, 2, Recipe(3, None, 12, learning_rate=0.05, momentum=0.0))
     dtype = the_job.data.train_x.dtype
@@ -127,7 +127,7 @@ def test_tesla_is_much_further_off_where_there_is_normalisation():
 def test_updates_are_sgd_with_momentum_and_the_step_size_is_recorded():
     settings = SMALL | dict(rate=2.0, rate_of_step_size=1e-3, momentum=0.5, strategy="")
     made = trajectory_matching(job(), iterations=2, **settings)
-    own = preset("toy", 2, settings | {"gradient": "exact", "at_once": 1, "labels": "hard"})
+    own = preset("toy", 2, settings | {"gradient": "exact", "at_once": 1, "labels": "hard", "compiled": False})
     pool = train_experts(job(), 2, Recipe(3, None, 12, learning_rate=0.05, momentum=0.0))
     x, size = job().start("real").requires_grad_(), torch.tensor([0.1], requires_grad=True)
     opt = torch.optim.SGD([{"params": [x], "lr": 2.0}, {"params": [size], "lr": 1e-3}], momentum=0.5)

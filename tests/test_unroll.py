@@ -72,9 +72,9 @@ class Problem:
             w = w - rate * step
         return w, averages, start
 
-    def replay(self, state=None, **options):
-        state = state or unroll.begin(self.nets, self.optimiser)
-        trace = unroll.forward(self.a, self.optimiser, state, self.batches, self.rates, learned_rates=True)
+    def replay(self, state=None, compiled=False, **options):
+        state, options = state or unroll.begin(self.nets, self.optimiser), options | {"compiled": compiled}
+        trace = unroll.forward(self.a, self.optimiser, state, self.batches, self.rates, True, compiled)
         gradient = self.target + 2 * trace.end.weights
         found = unroll.adjoint(self.a, self.optimiser, trace, self.batches, gradient, [self.x, self.y], **options)
         return trace, found
@@ -93,6 +93,13 @@ def test_the_adjoint_is_that_of_the_whole_graph(optimiser, k, own):
     trace, found = problem.replay()
     assert torch.allclose(trace.end.weights, end, rtol=1e-12, atol=1e-14)
     for ours, theirs in zip([*found.inputs, found.rates, found.weights], expected, strict=True):
+        near(ours, theirs)
+
+
+def test_compiled_is_the_same():
+    problem = Problem(SGD, depth=1, norm="none", activation="relu")
+    expected, found = problem.replay()[1], problem.replay(compiled=True)[1]
+    for ours, theirs in zip([*found.inputs, found.weights], [*expected.inputs, expected.weights], strict=True):
         near(ours, theirs)
 
 

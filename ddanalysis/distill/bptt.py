@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddanalysis import augment, checks, networks, unroll
+from ddanalysis.compute import Compute
 from ddanalysis.distill import addressing, outer
 from ddanalysis.distill.making import Job, Made, rows_by_class
 from ddanalysis.evaluation import rat_strategy
@@ -60,13 +61,15 @@ def bptt(
     coefficient_decay: float = 1e-4,
     initialisation: str = "xavier",
     at_once: int = 1,
+    compiled: bool = False,
 ) -> Made:
     """Distil through ``steps`` updates of SGD with momentum; the defaults are the published ones.
 
     An update sees ``minibatch`` images a class (None: all), the loss ``batch_real`` real ones a class. Under a
     ``strategy`` ("flip_rotate" is published beside none) every step and the real batch of an iteration draw alike. The
     norm of the gradient is clipped to ``clip``, and ``at_once`` fresh networks, published 1, are averaged over. Soft
-    labels that are learned stay at or above 0. Images start as "xavier", "noise", "real" or "given".
+    labels that are learned stay at or above 0. Images start as "xavier", "noise", "real" or "given". ``compiled`` is
+    that of :mod:`ddanalysis.unroll`.
 
     With ``bases`` (published 16, and minibatch 32) images share that many, ``downsample`` times smaller, and ``ipc`` is
     a budget: the set has as many images as :func:`addressing.images_per_class` says, made and kept at full size. Half
@@ -79,6 +82,7 @@ def bptt(
         "inner_momentum": inner_momentum, "momentum": momentum, "clip": clip, "batch_real": batch_real,
         "minibatch": minibatch, "strategy": strategy, "learn_labels": learn_labels, "bases": bases,
         "downsample": downsample, "coefficient_decay": coefficient_decay, "initialisation": initialisation,
+        "compiled": compiled,
     }  # fmt: skip
     _check_bptt(job, own)
     if bases is not None:
@@ -107,6 +111,7 @@ def rat_bptt(
     strategy: str | None = None,
     initialisation: str = "unit_noise",
     at_once: int = 1,
+    compiled: bool = False,
 ) -> Made:
     """Distil through a ``window`` of the ``horizon`` updates of Adam; the defaults are the published ones.
 
@@ -115,8 +120,8 @@ def rat_bptt(
     that it ends with the horizon, or "sliding", a window on whenever 60 epochs brought no lower loss (cctype 2, 0 and
     1). None is :func:`preset`. The gradient is clipped to ``clip`` times the running mean (0.9) of its clipped norms.
     ``strategy`` None is "flip_rotate", without the flip for characters and digits. Labels that are learned stay at or
-    above 0. Images start as "unit_noise" (each of norm 1), "noise", "real" or "given". ``history`` has the loss of
-    every iteration.
+    above 0. Images start as "unit_noise" (each of norm 1), "noise", "real" or "given". ``compiled`` is that of
+    :mod:`ddanalysis.unroll`. ``history`` has the loss of every iteration.
     """
     own = preset(
         job.data.name, job.ipc,
@@ -124,7 +129,7 @@ def rat_bptt(
             "iterations": iterations, "window": window, "horizon": horizon, "window_start": window_start,
             "earliest": earliest, "every_iteration": every_iteration, "inner_rate": inner_rate, "rate": rate,
             "clip": clip, "batch_real": batch_real, "minibatch": minibatch, "learn_labels": learn_labels,
-            "strategy": strategy, "at_once": at_once,
+            "strategy": strategy, "at_once": at_once, "compiled": compiled,
         },
     )  # fmt: skip
     _check_rat(job, own)
@@ -162,7 +167,7 @@ def _check_bptt(job: Job, own: dict[str, Any]) -> None:
     numbers = ("inner_rate", "inner_momentum", "rate", "momentum", "clip", "coefficient_decay")
     _check(
         job, "BPTT", {name: own[name] for name in ("iterations", "steps", "at_once")},
-        {name: own[name] for name in numbers}, own["minibatch"], own["strategy"],
+        {name: own[name] for name in numbers}, own["minibatch"], own["strategy"], own["compiled"],
     )  # fmt: skip
     rows_by_class(job, "BPTT", own["batch_real"])
     if own["bases"] is None:
@@ -197,7 +202,7 @@ def _bptt_step(
     inner = Optimiser("sgd", own["inner_momentum"])
     rows = outer.real_rows(job, own["batch_real"], iteration)
     state = unroll.begin(_fresh(job, iteration, own["at_once"]), inner)
-    window = _Window(inner, state, 0, own["steps"], own["inner_rate"])
+    window = _Window(inner, state, 0, own["steps"], own["inner_rate"], own["compiled"])
     loss, gradients = _through(job, window, learned, rows, iteration, own["minibatch"], augmented)
     if "coefficients" in gradients:
         gradients["coefficients"].add_(learned["coefficients"], alpha=own["coefficient_decay"])
@@ -207,7 +212,7 @@ def _bptt_step(
 def _check_rat(job: Job, own: dict[str, Any]) -> None:
     names = ("iterations", "window", "horizon", "at_once", "batch_real", "minibatch")
     numbers = {name: own[name] for name in ("inner_rate", "rate", "clip")}
-    _check(job, "RaT", {name: own[name] for name in names}, numbers, None, own["strategy"])
+    _check(job, "RaT", {name: own[name] for name in names}, numbers, None, own["strategy"], own["compiled"])
     checks.one_of("window_start of RaT", own["window_start"], ("random", "fixed", "sliding"))
     checks.whole("earliest of RaT", own["earliest"], 0)
     if own["earliest"] + own["window"] > own["horizon"]:
@@ -224,7 +229,7 @@ def _rat_step(
     def augmented(x: Tensor, what: object) -> Tensor:
         return augment.augment(x, own["strategy"], generator(job.seed, "RaT augmentation", iteration, what))
 
-    inner, n = Optimiser("adam"), len(job.data.train_y)
+    inner, n, compiled = Optimiser("adam"), len(job.data.train_y), own["compiled"]
     order = Recipe(updates=own["iterations"], batch_size=own["batch_real"])
     epoch, batch = divmod(iteration, order.batches_per_epoch(n))
     rows = epoch_order(order, torch.arange(n), stream_seed(job.seed, "RaT real batches"), epoch)
@@ -232,8 +237,8 @@ def _rat_step(
     first = _window_start(job, own, iteration if own["every_iteration"] else epoch, carried)
     before = _batches(job, learned, iteration, own["minibatch"], augmented, 0)
     state = unroll.begin(_fresh(job, iteration, own["at_once"]), inner)
-    state = unroll.advance(job.architecture, inner, state, before, [own["inner_rate"]] * first)
-    window = _Window(inner, state, first, own["window"], own["inner_rate"])
+    state = unroll.advance(job.architecture, inner, state, before, [own["inner_rate"]] * first, compiled)
+    window = _Window(inner, state, first, own["window"], own["inner_rate"], compiled)
     loss, gradients = _through(job, window, learned, rows, iteration, own["minibatch"], augmented)
     if own["window_start"] == "sliding":
         _slide(carried, loss, own["window"], own["horizon"], order.batches_per_epoch(n))
@@ -249,6 +254,7 @@ class _Window:
     first: int
     steps: int
     rate: float
+    compiled: bool
 
 
 def _through(
@@ -265,10 +271,12 @@ def _through(
     leaves = {name: t.detach().requires_grad_() for name, t in learned.items()}
     batches = _batches(job, leaves, iteration, minibatch, augmented, window.first)
     rates = state.weights.new_full((window.steps,), window.rate)
-    trace = unroll.forward(a, inner, state, batches, rates)
+    trace = unroll.forward(a, inner, state, batches, rates, compiled=window.compiled)
     x, y = augmented(job.data.train_x[rows], "real"), job.data.train_y[rows]
     losses, gradient = unroll.loss_and_gradient(a, trace.end.weights, x, y)
-    found = unroll.adjoint(a, inner, trace, batches, gradient / len(losses), list(leaves.values()))
+    found = unroll.adjoint(
+        a, inner, trace, batches, gradient / len(losses), list(leaves.values()), compiled=window.compiled
+    )
     return float(losses.mean()), dict(zip(leaves, found.inputs, strict=True))
 
 
@@ -351,9 +359,16 @@ def _steadied(gradients: Tensors, ratio: float, carried: outer.Numbers, fade: fl
 
 
 def _check(
-    job: Job, what: str, whole: dict[str, int], numbers: dict[str, float], minibatch: int | None, strategy: str
+    job: Job,
+    what: str,
+    whole: dict[str, int],
+    numbers: dict[str, float],
+    minibatch: int | None,
+    strategy: str,
+    compiled: bool,
 ) -> None:
     """Refuse settings before any work."""
+    Compute(compiled=compiled)
     for name, count in whole.items():
         checks.whole(f"{name} of {what}", count)
     for name, value in numbers.items():

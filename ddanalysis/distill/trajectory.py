@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddanalysis import augment, checks, unroll
-from ddanalysis.compute import images_per_pass, slices
+from ddanalysis.compute import Compute, images_per_pass, slices
 from ddanalysis.distill import outer
 from ddanalysis.distill.experts import Experts, train_experts
 from ddanalysis.distill.making import Job, Made
@@ -69,6 +69,7 @@ def trajectory_matching(
     labels: str = "hard",
     initialisation: str = "real",
     at_once: int = 1,
+    compiled: bool = False,
 ) -> Made:
     """Distil by matching ``steps`` student steps to ``expert_epochs`` epochs of an expert; defaults are the published.
 
@@ -78,8 +79,8 @@ def trajectory_matching(
     ``rate_of_step_size``; None is that of the given set, if images start as "given" and it has one, else published.
     Any other None is :func:`preset`. ``gradient`` is "exact" or "tesla". ``labels`` "teacher" are soft, in every
     iteration what the experts at their targets say of the images, and the set has those of the last iteration.
-    Images start as "real", "noise" or "given". ``history`` has the loss of every iteration and the step size after it.
-    Whitening, published for some presets, is up to the data.
+    Images start as "real", "noise" or "given". ``compiled`` is that of :mod:`ddanalysis.unroll`. ``history`` has the
+    loss of every iteration and the step size after it. Whitening, published for some presets, is up to the data.
 
     Raises ``FloatingPointError`` where the step size leaves the positive numbers.
     """
@@ -91,7 +92,7 @@ def trajectory_matching(
             "step_size": _given_step_size(job, initialisation) if step_size is None else step_size,
             "momentum": momentum, "experts": experts, "expert_rate": expert_rate, "expert_batch": expert_batch,
             "expert_seed": expert_seed, "strategy": strategy, "gradient": gradient, "labels": labels,
-            "at_once": at_once,
+            "at_once": at_once, "compiled": compiled,
         },
     )  # fmt: skip
     _check(own)
@@ -135,6 +136,7 @@ def _given_step_size(job: Job, initialisation: str) -> float | None:
 
 def _check(own: dict[str, Any]) -> None:
     """Refuse settings before any work."""
+    Compute(compiled=own["compiled"])
     for name in ("iterations", "steps", "expert_epochs", "latest_start", "experts", "expert_batch", "at_once"):
         checks.whole(f"{name} of MTT", own[name])
     for name in ("rate", "rate_of_step_size", "step_size", "momentum", "expert_rate"):
@@ -160,11 +162,12 @@ def _step(
         learned["y"] = y.mean(0)
     a, plain, batches = job.architecture, Optimiser(), _batches(job, x, y, own, iteration)
     rates = learned["learning_rates"].expand(own["steps"])
-    trace = unroll.forward(a, plain, State(start), batches, rates, learned_rates=True)
+    trace = unroll.forward(a, plain, State(start), batches, rates, True, own["compiled"])
     gap, whole = trace.end.weights - target, (start - target).square().sum(1, keepdim=True)
     loss = (gap.square().sum(1, keepdim=True) / whole).mean()
     into_end = 2 * gap / whole / own["at_once"]
-    found = unroll.adjoint(a, plain, trace, batches, into_end, [x], truncated=own["gradient"] == "tesla")
+    truncated = own["gradient"] == "tesla"
+    found = unroll.adjoint(a, plain, trace, batches, into_end, [x], None, truncated, own["compiled"])
     if found.rates is None:
         raise RuntimeError("the unroll kept no directions, from which the step size learns")
     return {"x": found.inputs[0], "learning_rates": found.rates.sum(0, keepdim=True)}, {"loss": float(loss)}
