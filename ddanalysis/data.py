@@ -79,6 +79,7 @@ class ImageData:
     std: tuple[float, ...]
     pixel_source: str  # where the pixels come from: "official pixels", "lossy jpeg copy", ...
     whitening: Whitening | None = None  # of both halves, fitted to the training images
+    root: Path | None = None  # the folder it was looked for in
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -166,6 +167,7 @@ def load(
         mean=mean,
         std=std,
         pixel_source=pixels.source,
+        root=folder,
     )
     if whitening is None:
         return images

@@ -41,7 +41,8 @@ def beside(
 
     No row of ours is lost: where nothing is published the new columns are missing, where several numbers are, the row
     is repeated for each. Protocols differ by several points, so either join on the protocol too or read the one beside
-    the number. ``source`` says the place as well. ``ValueError`` for a quantity that nobody published, a column that
+    the number. Whitened data have the numbers of their dataset: whether a number is of whitened images is up to its
+    method. ``source`` says the place as well. ``ValueError`` for a quantity that nobody published, a column that
     either side lacks, and a table that has such columns already.
     """
     published = load()
@@ -65,4 +66,9 @@ def beside(
         published_protocol=theirs["protocol"],
         source=theirs["source"] + ", " + theirs["place"],
     )
-    return table.merge(theirs[[*on, *BESIDE]], how="left", on=list(on))
+    if "dataset" not in on:
+        return table.merge(theirs[[*on, *BESIDE]], how="left", on=list(on))
+    plain = table["dataset"].str.replace(r"-zca-\w+$", "", regex=True)
+    keys = ["plain dataset" if column == "dataset" else column for column in on]
+    theirs = theirs.rename(columns={"dataset": "plain dataset"})[[*keys, *BESIDE]]
+    return table.assign(**{"plain dataset": plain}).merge(theirs, how="left", on=keys).drop(columns="plain dataset")

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import resuming
 import torch
 import torch.nn.functional as F
 from test_bptt import LARGE, train
@@ -16,7 +17,6 @@ from ddanalysis.data import ImageData
 from ddanalysis.distill import Job, addressing, bptt, outer
 from ddanalysis.distilled import DistilledSet
 from ddanalysis.seeding import generator
-from ddanalysis.store import Checkpoint
 
 SMALL = dict(steps=2, batch_real=4, bases=4)
 
@@ -126,21 +126,7 @@ def test_the_loss_falls():
 def test_resumes_exactly(tmp_path):
     settings = SMALL | dict(minibatch=2, rate=0.5, learn_labels=True)
     whole = bptt.bptt(job(1), iterations=4, **settings)
-
-    class Stop(Exception):
-        pass
-
-    done = []
-
-    def stop(n):
-        done.append(n)
-        if len(done) == 3:
-            raise Stop
-
-    halted = replace(job(1), checkpoint=Checkpoint(tmp_path / "x", {}, seconds=0), progress=stop)
-    with pytest.raises(Stop):
-        bptt.bptt(halted, iterations=4, **settings)
-    resumed = bptt.bptt(halted, iterations=4, **settings)
+    resumed = resuming.resumed(job(1), tmp_path, lambda own: bptt.bptt(own, iterations=4, **settings), after=3, left=2)
     assert torch.equal(whole.x, resumed.x) and torch.equal(whole.y, resumed.y)
 
 

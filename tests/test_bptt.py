@@ -5,17 +5,17 @@ from dataclasses import replace
 
 import plain
 import pytest
+import resuming
 import torch
 import torch.nn.functional as F
 from test_distill import job
 from torch.func import functional_call
 
 from ddanalysis import augment, networks
-from ddanalysis.distill import Job, Method, bptt, outer
+from ddanalysis.distill import Method, bptt, outer
 from ddanalysis.distill.bptt import preset, rat_bptt
 from ddanalysis.distilled import DistilledSet
 from ddanalysis.seeding import generator, stream_seed
-from ddanalysis.store import Checkpoint
 from ddanalysis.training import Recipe, epoch_order
 
 make = bptt.bptt
@@ -192,24 +192,8 @@ RUNS = {
 def test_resumes_exactly(run, tmp_path):
     method, settings = RUNS[run]
     whole = method(job(), iterations=5, **settings)
-
-    class Stop(Exception):
-        pass
-
-    done = []
-
-    def stop(n):
-        done.append(n)
-        if len(done) == 3:
-            raise Stop
-
-    data, a = job().data, job().architecture
-    checkpoint = Checkpoint(tmp_path / "x.checkpoint", {}, seconds=0)
-    with pytest.raises(Stop):
-        method(Job(data, a, 2, 0, checkpoint, stop), iterations=5, **settings)
-    done.clear()
-    resumed = method(Job(data, a, 2, 0, checkpoint, done.append), iterations=5, **settings)
-    assert len(done) == 3 and torch.equal(whole.x, resumed.x) and torch.equal(whole.y, resumed.y)
+    resumed = resuming.resumed(job(), tmp_path, lambda own: method(own, iterations=5, **settings), after=3, left=3)
+    assert torch.equal(whole.x, resumed.x) and torch.equal(whole.y, resumed.y)
     assert torch.equal(whole.history["loss"], resumed.history["loss"]) and len(whole.history["loss"]) == 5
 
 

@@ -1,6 +1,7 @@
 """CLOM's term against plain autograd, its weights, its draws, and original models."""
 
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -204,6 +205,12 @@ def test_a_source_of_another_shape_is_refused(tmp_path):
     np.savez(tmp_path / "other.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     with pytest.raises(ValueError, match="of images .1, 6, 6.: those of toy are .1, 8, 8."):
         clom.regulariser(small_job(), "dm", alpha=1.0, source=str(tmp_path / "other.npz"))
+
+
+def test_a_source_is_looked_for_where_the_data_were(tmp_path):
+    the_job = replace(small_job(), data=replace(DATA, root=tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="nowhere to load mnist from"):
+        clom.regulariser(the_job, "dm", alpha=1.0, source="mnist")
 
 
 BAD = [

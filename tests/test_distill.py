@@ -1,6 +1,7 @@
 """DM against a plain restatement and finite differences; baselines against their definitions."""
 
 import pytest
+import resuming
 import torch
 
 from ddanalysis import augment, networks, parameters
@@ -9,7 +10,6 @@ from ddanalysis.data import ImageData
 from ddanalysis.distill import METHODS, Job, dm, making
 from ddanalysis.distill.baselines import herd
 from ddanalysis.seeding import generator, stream_seed
-from ddanalysis.store import Checkpoint
 
 
 def toy_data(per_class=12, classes=3, dtype=torch.float32, size=8):
@@ -181,28 +181,10 @@ def test_dm_with_batch_normalisation_uses_the_batch():
 
 def test_dm_resumes_exactly(tmp_path):
     whole = METHODS["dm"].make(job(), iterations=5, batch_real=5)
-
-    class Stop(Exception):
-        pass
-
-    done = []
-
-    def stop(n):
-        done.append(n)
-        if len(done) == 3:
-            raise Stop
-
-    data, a = job().data, job().architecture
-    checkpoint = Checkpoint(tmp_path / "dm.checkpoint", {}, seconds=0)
-    with pytest.raises(Stop):
-        METHODS["dm"].make(Job(data, a, 2, 0, checkpoint, stop), iterations=5, batch_real=5)
-    done.clear()
-    resumed = METHODS["dm"].make(Job(data, a, 2, 0, checkpoint, done.append), iterations=5, batch_real=5)
-    assert (
-        len(done) == 3
-        and torch.equal(whole.x, resumed.x)
-        and torch.equal(whole.history["loss"], resumed.history["loss"])
+    resumed = resuming.resumed(
+        job(), tmp_path, lambda own: METHODS["dm"].make(own, iterations=5, batch_real=5), after=3, left=3
     )
+    assert torch.equal(whole.x, resumed.x) and torch.equal(whole.history["loss"], resumed.history["loss"])
 
 
 BAD = [

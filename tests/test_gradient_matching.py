@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import plain
 import pytest
+import resuming
 import torch
 import torch.nn.functional as F
 from test_distill import job, toy_data
@@ -17,7 +18,6 @@ from ddanalysis.distill import gradient_matching as gm
 from ddanalysis.distill.making import real_batch
 from ddanalysis.distilled import DistilledSet
 from ddanalysis.seeding import generator, stream_seed
-from ddanalysis.store import Checkpoint
 
 METHODS = {"dc": Method(gm.dc, version=1, networked=True), "dsa": Method(gm.dsa, version=1, networked=True)}
 FEW = {"iterations": 2, "batch_real": 5}
@@ -290,23 +290,10 @@ def test_loops():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_resumes_exactly(method, tmp_path):
-    class Stop(Exception):
-        pass
-
-    def stop(n):
-        done.append(n)
-        if len(done) == 2:
-            raise Stop
-
-    done, given = [], {"iterations": 4, "batch_real": 5, "inner": 2}
-    whole, first = METHODS[method].make(job(), **given), job()
-    checkpoint = Checkpoint(tmp_path / "set.checkpoint", {}, seconds=0)
-    with pytest.raises(Stop):
-        METHODS[method].make(replace(first, checkpoint=checkpoint, progress=stop), **given)
-    done.clear()
-    resumed = METHODS[method].make(replace(first, checkpoint=checkpoint, progress=done.append), **given)
-    assert len(done) == 3 and torch.equal(whole.x, resumed.x)  # the second iteration was not saved
-    assert torch.equal(whole.history["loss"], resumed.history["loss"])
+    given = {"iterations": 4, "batch_real": 5, "inner": 2}
+    whole = METHODS[method].make(job(), **given)
+    resumed = resuming.resumed(job(), tmp_path, lambda own: METHODS[method].make(own, **given), after=2, left=3)
+    assert torch.equal(whole.x, resumed.x) and torch.equal(whole.history["loss"], resumed.history["loss"])
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,4 +1,4 @@
-"""The first steps of every method of the paper profile, by its own recipes, with networks and images of a small size."""
+"""The first steps of every method of the paper profile, by its own recipes, with small networks and made-up images."""
 
 from pathlib import Path
 from typing import Any

@@ -98,6 +98,12 @@ def test_beside_repeats_a_row_for_each_number_and_joins_on_the_protocol():
     assert beside(ours(["dm"], ipc=7), "accuracy")["published"].isna().all()
 
 
+def test_whitened_data_have_the_numbers_of_their_dataset():
+    table = ours(["dm"]).assign(dataset="cifar10-zca-kornia")
+    found = beside(table, "accuracy")
+    assert sorted(found["published"]) == [0.4266, 0.429, 0.489] and set(found["dataset"]) == {"cifar10-zca-kornia"}
+
+
 def test_beside_joins_real_data_on_its_missing_ipc():
     table = ours(["real"]).assign(ipc=pd.array([None], dtype="Int64"))
     assert beside(table, "recognition@100")["published"].tolist() == [0.558]

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import plain
 import pytest
+import resuming
 import torch
 import torch.nn.functional as F
 from test_distill import job
@@ -199,22 +200,19 @@ def test_resumes_exactly_wherever_it_stopped(kept, labels, tmp_path, monkeypatch
     monkeypatch.setattr(experts, "networks_together", lambda *_: 1)
     whole = trajectory_matching(job(), iterations=5, **SMALL, labels=labels)
 
-    class Stop(Exception):
-        pass
-
     calls = 0
 
     def stop(n):
         nonlocal calls
         calls += 1
         if calls in (5, 14, 23):  # while the first expert trains, the second, in the third iteration
-            raise Stop
+            raise resuming.Stop
 
     checkpoint = Checkpoint(tmp_path / "x.checkpoint", {}, seconds=0)
     share = keeper(tmp_path, progress=stop) if kept else None
     the_job = replace(job(), checkpoint=checkpoint, progress=stop, share=share)
     for _ in range(3):
-        with pytest.raises(Stop):
+        with pytest.raises(resuming.Stop):
             trajectory_matching(the_job, iterations=5, **SMALL, labels=labels)
     resumed = trajectory_matching(the_job, iterations=5, **SMALL, labels=labels)
     assert torch.equal(whole.x, resumed.x) and torch.equal(whole.y, resumed.y)

@@ -102,7 +102,7 @@ def _architecture(name: str, job: Job, real: ImageData) -> Architecture:
 
 def _source(name: str, like: ImageData) -> ImageData:
     """Another dataset, of images of the same shape, in the space of ``like``."""
-    found = data.load(name, device=like.train_x.device)
+    found = data.load(name, root=like.root, device=like.train_x.device)
     if found.shape != like.shape:
         raise ValueError(f"source of CLOM is {name}, of images {found.shape}: those of {like.name} are {like.shape}")
     mean, std = (torch.tensor(v, device=like.train_x.device).view(-1, 1, 1) for v in (like.mean, like.std))

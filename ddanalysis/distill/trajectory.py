@@ -97,12 +97,7 @@ def trajectory_matching(
     )  # fmt: skip
     _check(own)
     start = job.start(initialisation)
-    recipe = Recipe(
-        own["latest_start"] - 1 + own["expert_epochs"], None, expert_batch, learning_rate=expert_rate, momentum=0.0,
-        augment=own["strategy"],
-    )  # fmt: skip
-    pool = train_experts(job, experts, recipe, expert_seed)
-
+    pool = train_experts(job, experts, _recipe_of_experts(own), expert_seed)
     first = {"x": start, "learning_rates": start.new_tensor([own["step_size"]])}
     if labels == "teacher":
         first["y"] = F.one_hot(job.labels(), job.data.n_classes).to(start.dtype)
@@ -112,6 +107,17 @@ def trajectory_matching(
         Optimiser("sgd", momentum), {"x": own["rate"], "learning_rates": own["rate_of_step_size"]}, iterations,
         _still_positive,
     )  # fmt: skip
+
+
+def _recipe_of_experts(own: dict[str, Any]) -> Recipe:
+    """As many epochs of plain gradient descent as starts and targets need."""
+    return Recipe(
+        own["latest_start"] - 1 + own["expert_epochs"],
+        batch_size=own["expert_batch"],
+        learning_rate=own["expert_rate"],
+        momentum=0.0,
+        augment=own["strategy"],
+    )
 
 
 def preset(dataset: str, ipc: int, given: dict[str, Any]) -> dict[str, Any]:
