@@ -26,10 +26,10 @@ def test_every_number_says_what_it_is_and_how_sure():
     for column in ("source", "place", "dataset", "method", "network", "quantity", "unit", "certainty"):
         assert (table[column] != "").all(), column
     assert not table.duplicated(KEY).any()
-    assert set(table["unit"]) == {"fraction", "iteration"}
+    assert set(table["unit"]) == {"fraction", "iteration", "trace"}
     assert table.loc[table["unit"] == "fraction", "value"].between(0, 1).all()
     assert (table["deviation"].dropna() > 0).all() and table["deviation"].max() < 0.02
-    known = r"printed|quoted by others|recalled, unverified|(?:read off|derived from) a figure(?: ±\.\d+|, roughly)"
+    known = r"printed|quoted by others|recalled, unverified|(?:read off|derived from) a figure(?: ±\.?\d+|, roughly)"
     assert table["certainty"].str.fullmatch(known).all()
 
 
