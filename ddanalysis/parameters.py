@@ -27,6 +27,7 @@ from ddanalysis.rules import (
     Rule,
     below_one,
     choice,
+    dict_of,
     flag,
     list_of,
     one_of_or_path,
@@ -54,6 +55,7 @@ PROTOCOLS = (
 )
 WHITENINGS = ("kornia", "per-image", "frepo")
 MATCHING = ("nearest", "published")
+MIXING_MODES = ("fixed updates", "fixed epochs", "replacement")
 DEVICES = ("auto", "cpu", "cuda")
 
 METHODS = tuple(SETTINGS)
@@ -127,6 +129,35 @@ VOCABULARY: dict[str, Rule] = {
     "momentum": below_one,
     "seed": whole(0),
     "real_epochs": whole(1),  # of networks trained on all real data
+    # networks that have learned the real data
+    "references": list_of(choice(NETWORKS)),
+    "reference_seeds": whole(1),
+    "reference_epochs": dict_of(choice(NETWORKS), whole(1)),
+    "reference_accuracy": dict_of(choice(NETWORKS), positive(1)),
+    "reference_files": dict_of(choice(NETWORKS), some_text),
+    # mixing
+    "mixing_modes": list_of(choice(MIXING_MODES)),
+    "real_per_class": list_of(whole(0)),
+    "mixing_updates": whole(1),
+    # the Hessian
+    "hessian_seeds": whole(1),
+    "hessian_updates": whole(0),
+    "hessian_every": whole(1),
+    "hessian_images": whole(0),  # 0 is all
+    "real_probes": whole(1),
+    "set_probes": whole(2),
+    "probe_block": whole(1),  # images that share a probe
+    "spectra_at": list_of(whole(0)),
+    "spectrum_images": whole(1),
+    "top_eigenvalues": whole(1),
+    # semantics
+    "semantics_top": whole(2),
+    "permutations": whole(1),
+    "vision_language_model": text,  # "" is none
+    # influence
+    "influence_seeds": whole(1),  # initialisations
+    "influence_updates": whole(1),
+    "influence_top": whole(1),  # test images shown beside each distilled image
     # agreement
     "subset_pool": whole(1),
     "subset_fractions": two_fractions,

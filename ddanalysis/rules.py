@@ -149,6 +149,19 @@ def word_or_nothing(name: str, value: Any) -> None:
         word(name, value)
 
 
+def dict_of(key: Rule, value: Rule) -> Rule:
+    """A dict whose keys pass one rule, and whose values another."""
+
+    def each(name: str, given: Any) -> None:
+        if not isinstance(given, dict):
+            raise ParameterError(f"{name} is {given!r}: it must be a dict")
+        for own, item in given.items():
+            key(f"a key of {name}", own)
+            value(f"{name}[{own!r}]", item)
+
+    return each
+
+
 def list_of(rule: Rule, at_least: int = 1) -> Rule:
     """A list of at least ``at_least`` values that each pass ``rule``, none of them twice."""
 

@@ -26,6 +26,45 @@ COLUMNS = {
     "early_recognition": [
         "dataset", "method", "ipc", "network", "set_seed", "network_seed", "update", "target", "accuracy", "loss",
     ],
+    "recognition_pretrained": [
+        "dataset", "method", "ipc", "network", "set_seed", "network_seed", "accuracy", "images",
+    ],
+    "embedding": ["dataset", "network", "what", "ipc", "set_seed", "class", "x", "y"],
+    "separability": [
+        "dataset", "method", "ipc", "network", "set_seed", "network_seed", "measure", "classifier", "accuracy",
+        "chance",
+    ],
+    "pixel_densities": ["dataset", "method", "ipc", "set_seed", "channel", "low", "high", "density"],
+    "mixing": [
+        "dataset", "method", "ipc", "network", "mode", "real_per_class", "set_seed", "network_seed", "accuracy",
+    ],
+    "hessian": [
+        "dataset", "target", "ipc", "network", "network_seed", "update", "trace", "trace_se", "set_seed", "probes",
+        "images",
+    ],
+    "eigenvalues": [
+        "dataset", "target", "ipc", "network", "network_seed", "update", "rank", "eigenvalue", "residual", "set_seed",
+        "which", "images", "products",
+    ],
+    "spectral_density": [
+        "dataset", "target", "ipc", "network", "network_seed", "update", "vector", "node", "weight", "set_seed",
+        "images",
+    ],
+    "eigenspace_overlap": [
+        "dataset", "target", "ipc", "network", "network_seed", "update", "overlap", "chance", "set_seed", "vectors",
+    ],
+    "top_influences": [
+        "dataset", "method", "ipc", "network", "set_seed", "image", "image_class", "direction", "rank", "test_image",
+        "test_class", "influence", "influence_se",
+    ],
+    "influence_estimates": [
+        "dataset", "method", "ipc", "estimator", "image", "spearman", "pearson", "n", "network", "set_seed",
+        "network_seed",
+    ],
+    "semantics": [
+        "dataset", "method", "ipc", "image", "attribute", "enrichment", "p_value", "set_seed", "network", "image_class",
+        "null", "k", "p_adjusted", "effect",
+    ],
     "benchmark": ["dataset", "method", "ipc", "network", "protocol", "set_seed", "network_seed", "accuracy"],
 }  # fmt: skip
 
@@ -64,7 +103,11 @@ def test_the_graph_leaves_every_table_figure_and_page(finished: Path) -> None:
     for name, columns in COLUMNS.items():
         assert list(pd.read_csv(finished / "tables" / f"{name}.csv").columns) == columns
     figures = ("distilled_sets", "starts", "distillation_loss", "accuracy", "accuracy_along", "agreement")
-    for figure in (*figures, "agreement_kappa", "early_recognition", "benchmark", "benchmark_gains"):
+    figures += ("agreement_kappa", "early_recognition", "benchmark", "benchmark_gains", "recognition_pretrained")
+    figures += ("embedding", "pixel_densities", "mixing_fixed_updates", "mixing_fixed_epochs", "mixing_replacement")
+    figures += ("hessian_trace", "hessian_trace_smoothed", "eigenvalues", "spectral_density", "eigenspace_overlap")
+    figures += ("influence_noise", "influence_estimates", "semantics", "alikeness")
+    for figure in figures:
         assert (finished / "figures" / f"{figure}.png").stat().st_size > 5000
         assert (finished / "figures" / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
     page = (finished / "index.html").read_text()
@@ -85,7 +128,14 @@ def test_nothing_half_written_is_left(finished: Path) -> None:
 
 @pytest.mark.parametrize(
     ("notebook", "table"),
-    [("04_agreement", "agreement"), ("05_early_recognition", "early_recognition"), ("11_benchmark", "benchmark")],
+    [
+        ("03_mixing", "mixing"),
+        ("04_agreement", "agreement"),
+        ("05_early_recognition", "early_recognition"),
+        ("06_hessian", "hessian"),
+        ("07_influence", "top_influences"),
+        ("11_benchmark", "benchmark"),
+    ],
 )
 def test_papermill_alone_gives_the_same_bytes(notebook: str, table: str, finished: Path, tmp_path: Path) -> None:
     outputs = tmp_path / "alone"

@@ -296,6 +296,7 @@ def test_the_check_costs_little_and_imports_nothing_heavy() -> None:
 
 def test_the_names_are_what_the_package_implements() -> None:
     from ddanalysis.analysis.agreement import MATCHING
+    from ddanalysis.analysis.mixing import MODES
     from ddanalysis.architectures import ZOO
     from ddanalysis.datasets import NAMES
     from ddanalysis.distill import METHODS
@@ -307,6 +308,7 @@ def test_the_names_are_what_the_package_implements() -> None:
     assert sorted(parameters.PROTOCOLS) == sorted(PROTOCOLS)
     assert parameters.WHITENINGS == KINDS
     assert sorted(parameters.MATCHING) == sorted(MATCHING)
+    assert parameters.MIXING_MODES == MODES
     assert sorted(parameters.METHODS) == sorted(METHODS)
     for name, method in METHODS.items():
         assert sorted(parameters.SETTINGS[name]) == sorted(method.settings({}))

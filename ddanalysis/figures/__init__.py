@@ -4,7 +4,11 @@ Nothing is computed here but the means and intervals that are drawn. Sizes are t
 axes are as the theme in force has them.
 """
 
+from ddanalysis.figures.hessian import eigenvalue_points, overlap_curves, spectral_curves, trace_curves
+from ddanalysis.figures.influence import estimator_points, influence_explorer, influence_grid, influence_noise
 from ddanalysis.figures.pools import agreement_panels, recognition_curves
+from ddanalysis.figures.real_data import embedding_scatter, mixing_curves, pixel_density_curves, pretrained_bars
+from ddanalysis.figures.semantics import alikeness_points, enrichment_map
 from ddanalysis.figures.sets import accuracy_along, accuracy_points, gain_intervals, image_grid, loss_curves, set_grid
 from ddanalysis.figures.style import METHOD_COLOURS, METHOD_NAMES, SPARE_COLOURS, colours
 
@@ -15,10 +19,24 @@ __all__ = [
     "accuracy_along",
     "accuracy_points",
     "agreement_panels",
+    "alikeness_points",
     "colours",
+    "eigenvalue_points",
+    "embedding_scatter",
+    "enrichment_map",
+    "estimator_points",
     "gain_intervals",
     "image_grid",
+    "influence_explorer",
+    "influence_grid",
+    "influence_noise",
     "loss_curves",
+    "mixing_curves",
+    "overlap_curves",
+    "pixel_density_curves",
+    "pretrained_bars",
     "recognition_curves",
     "set_grid",
+    "spectral_curves",
+    "trace_curves",
 ]
