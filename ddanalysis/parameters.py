@@ -150,6 +150,7 @@ VOCABULARY: dict[str, Rule] = {
     "spectra_at": list_of(whole(0)),
     "spectrum_images": whole(1),
     "top_eigenvalues": whole(1),
+    "pyhessian_probes": whole(2),
     # semantics
     "semantics_top": whole(2),
     "permutations": whole(1),

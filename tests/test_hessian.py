@@ -20,7 +20,7 @@ from test_distill import toy_data
 from ddanalysis import curvature, training, unroll
 from ddanalysis.analysis import hessian
 from ddanalysis.analysis.hessian import Effort
-from ddanalysis.analysis.pyhessian_trace import PlainModule, pyhessian_trace
+from ddanalysis.analysis.pyhessian_trace import PlainModule, pyhessian_trace, stopped_early, stops_after
 from ddanalysis.architectures import build
 from ddanalysis.curvature import Probes
 from ddanalysis.distilled import DistilledSet
@@ -285,6 +285,25 @@ def test_pyhessian_stops_at_once_where_the_mean_is_negative():
     assert len(pyhessian_trace(net, x, y, 0, probes=40, early_stop=False)) == 40
 
 
+def test_its_rule_is_known_without_it():
+    a = build("ConvNet", (1, 8, 8), 3, width=4)
+    net, (x, y) = fresh(a, seed=8), toy(a)
+    for seed in range(5):
+        values = pyhessian_trace(net, x, y, seed, probes=40, early_stop=False)
+        assert torch.equal(values[: stops_after(values)], pyhessian_trace(net, x, y, seed, probes=40))
+    assert stops_after(torch.tensor([1.0, 1.0, 5.0])) == 2 and stops_after(torch.tensor([1.0, 9.0, 1.0])) == 3
+
+
+def test_what_stopping_early_does_is_a_table(run):
+    states = hessian.kept_states(run, DATA, NETWORK, RECIPE, 0, [0, 6])
+    table = stopped_early(run, DATA, states, [0, 6], SETS, 0, probes=10)
+    assert len(table) == 2 * len(SETS) and table["shipped_probes"].between(2, 10).all()
+    values = pyhessian_trace(states[1], SETS[0].x, SETS[0].y, 0, 10, early_stop=False)
+    row = table.iloc[1]
+    assert row["trace"] == float(values.mean()) and row["shipped"] == float(values[: row["shipped_probes"]].mean())
+    assert len(figures.stopped_traces(table).axes) == len(table[["target", "ipc"]].drop_duplicates())
+
+
 def test_pyhessian_leaves_nothing_changed(monkeypatch):
     import pyhessian
 
@@ -405,6 +424,7 @@ BAD = {
     "labels": (lambda: pyhessian_trace(NET, X, Y[:3], 0), "3 labels for 14 images"),
     "traces": (lambda: figures.trace_curves(TABLE), "no column target"),
     "eigenvalues": (lambda: figures.eigenvalue_points(TABLE), "no column target"),
+    "stopped": (lambda: figures.stopped_traces(TABLE), "no column target"),
     "densities": (lambda: figures.spectral_curves(TABLE), "no column target"),
     "overlaps": (lambda: figures.overlap_curves(TABLE), "no column target"),
 }  # fmt: skip

@@ -296,7 +296,7 @@ def followed(
     targets += [(one, set_target(one, data, effort)) for one in sets]
     parts: list[list[pd.DataFrame]] = [[], [], [], []]
     for network_seed in network_seeds:
-        states = _states(run, data, architecture, recipe, network_seed, moments, compute)
+        states = kept_states(run, data, architecture, recipe, network_seed, moments, compute)
         real: Tensors = {}
         for one, target in targets:
             found = _measured(run, data, states, recipe, network_seed, moments, one, target, effort, compute)
@@ -329,9 +329,16 @@ def _facts(
     return shared | own | {"images": len(target.x), "which": effort.which}
 
 
-def _states(
-    run: Run, data: ImageData, a: Architecture, recipe: Recipe, network_seed: int, at: Sequence[int], compute: Compute
+def kept_states(
+    run: Run,
+    data: ImageData,
+    a: Architecture,
+    recipe: Recipe,
+    network_seed: int,
+    at: Sequence[int],
+    compute: Compute = Compute(),
 ) -> Networks:
+    """:func:`trajectory`, kept."""
     arguments = {
         "network": a.name,
         "recipe": asdict(recipe),
@@ -343,7 +350,7 @@ def _states(
     def build(checkpoint: Checkpoint | None, progress: Callable[[int], object] | None) -> Tensors:
         return trajectory(data, a, recipe, network_seed, at, compute, checkpoint, progress).state
 
-    name = f"trajectory_{data.name}_{a.name}_s{network_seed}"
+    name = f"trajectory_{data.name}_{a.name}_s{network_seed}_{len(at)}"
     state = artefacts.artefact(run, "hessian", name, data, "hessian.trajectory", 1, arguments, build)
     return Networks(a, state).to(run.device)
 

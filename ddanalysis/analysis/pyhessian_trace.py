@@ -2,15 +2,23 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddanalysis import checks
+from ddanalysis import artefacts, checks
+from ddanalysis.analysis.pretrained import fingerprint
 from ddanalysis.compute import slices
+from ddanalysis.data import ImageData
+from ddanalysis.distill.making import Progress
+from ddanalysis.distilled import DistilledSet
 from ddanalysis.networks import Networks
+from ddanalysis.report import Run
 from ddanalysis.seeding import stream_seed
+from ddanalysis.store import Checkpoint, Tensors
 
 
 class PlainModule(nn.Module):
@@ -69,3 +77,55 @@ def pyhessian_trace(
         values = library.trace(maxIter=probes, tol=1e-3 if early_stop else -math.inf)
     module.zero_grad(set_to_none=True)
     return torch.tensor(values, dtype=torch.float64)
+
+
+def stops_after(values: Tensor, tolerance: float = 1e-3) -> int:
+    """How many of the values (n,) PyHessian's rule takes before it stops, 1 to n."""
+    means = values.cumsum(0) / torch.arange(1, len(values) + 1)
+    for n in range(1, len(values)):
+        if (means[n] - means[n - 1]).abs() / (means[n - 1] + 1e-6) < tolerance:
+            return n + 1
+    return len(values)
+
+
+def stopped_early(
+    run: Run,
+    data: ImageData,
+    states: Networks,
+    at: Sequence[int],
+    sets: Sequence[DistilledSet],
+    network_seed: int,
+    probes: int = 100,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The trace on every set at T ``states``, those after ``at`` (T,) updates, as PyHessian reports it and from all
+    ``probes``, kept as an artefact a set.
+
+    Columns dataset, target, ipc, network, network_seed, update, set_seed, ``shipped`` (the library's trace),
+    ``shipped_probes`` (after how many it stopped), ``trace`` and ``trace_se`` (of all probes), ``probes``.
+    """
+    tables = []
+    for one in sets:
+        arguments = {
+            "set": artefacts.fingerprint(one), "states": fingerprint(states), "probes": probes, "seed": seed,
+        }  # fmt: skip
+
+        def build(_: Checkpoint | None, progress: Progress | None, one: DistilledSet = one) -> Tensors:
+            x, y = one.x.to(states.device), one.y.to(states.device)
+            found = []
+            for network in states:
+                found.append(pyhessian_trace(network, x, y, seed, probes, early_stop=False))
+                if progress:
+                    progress(1)
+            return {"values": torch.stack(found)}
+
+        name = f"pyhessian_{arguments['set']}_{data.name}_{states.architecture.name}_s{network_seed}"
+        values = artefacts.artefact(run, "hessian", name, data, "pyhessian_trace", 1, arguments, build)["values"]
+        stops = [stops_after(own) for own in values]
+        facts = {"dataset": data.name, "target": one.method, "ipc": one.ipc, "network": states.architecture.name}
+        columns = facts | {"network_seed": network_seed, "update": list(at), "set_seed": one.seed}
+        columns |= {"shipped": [float(own[:n].mean()) for own, n in zip(values, stops, strict=True)]}
+        columns |= {"shipped_probes": stops, "trace": values.mean(1).numpy()}
+        columns |= {"trace_se": (values.std(1) / probes**0.5).numpy(), "probes": probes}
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)

@@ -4,7 +4,13 @@ Nothing is computed here but the means and intervals that are drawn. Sizes are t
 axes are as the theme in force has them.
 """
 
-from ddanalysis.figures.hessian import eigenvalue_points, overlap_curves, spectral_curves, trace_curves
+from ddanalysis.figures.hessian import (
+    eigenvalue_points,
+    overlap_curves,
+    spectral_curves,
+    stopped_traces,
+    trace_curves,
+)
 from ddanalysis.figures.influence import estimator_points, influence_explorer, influence_grid, influence_noise
 from ddanalysis.figures.pools import agreement_panels, recognition_curves
 from ddanalysis.figures.real_data import embedding_scatter, mixing_curves, pixel_density_curves, pretrained_bars
@@ -38,5 +44,6 @@ __all__ = [
     "recognition_curves",
     "set_grid",
     "spectral_curves",
+    "stopped_traces",
     "trace_curves",
 ]

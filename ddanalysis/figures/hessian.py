@@ -49,6 +49,27 @@ def _trace_line(ax: Axes, rows: pd.DataFrame, colour: str, width: float) -> None
     ax.fill_between(at, middle - half, middle + half, color=colour, alpha=0.2, linewidth=0, zorder=2)
 
 
+def stopped_traces(table: pd.DataFrame) -> Figure:
+    """The trace as PyHessian's stopping rule leaves it (marks; crosses where it took 2 probes) over that of all probes.
+
+    The table is that of ``analysis.pyhessian_trace.stopped_early``: a panel a target and ipc, bands 95 % intervals.
+    """
+    need(table, [*_KEYS, "shipped", "shipped_probes", "trace", "trace_se"])
+    settings = table[["target", "ipc"]].drop_duplicates().values.tolist()
+    figure, axes = side_by_side(len(settings), 2.2)
+    for ax, (target, ipc) in zip(axes, settings, strict=True):
+        rows = table[(table["target"] == target) & (table["ipc"] == ipc)].sort_values("update")
+        colour = colours(table["target"])[target]
+        ax.plot(rows["update"], rows["trace"], color=GREY, linewidth=1.2)
+        low, high = (rows["trace"] + sign * 1.96 * rows["trace_se"] for sign in (-1, 1))
+        ax.fill_between(rows["update"], low, high, color=GREY, alpha=0.25, linewidth=0)
+        for marker, chosen in (("x", rows["shipped_probes"] == 2), ("o", rows["shipped_probes"] > 2)):
+            ax.plot(rows.loc[chosen, "update"], rows.loc[chosen, "shipped"], marker, color=colour, markersize=4)
+        ax.set(title=f"{METHOD_NAMES.get(target, target)} · IPC {ipc}", xlabel="Update")
+    axes[0].set_ylabel("Trace")
+    return figure
+
+
 def eigenvalue_points(table: pd.DataFrame) -> Figure:
     """The top eigenvalues of the Hessian by rank, a column of panels an update.
 
