@@ -1,5 +1,6 @@
 """What single distilled images teach: which test images they help or hurt, how sure that is, and what estimates say."""
 
+import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -128,13 +129,20 @@ def _correlation(ax: Axes, height: float, rows: pd.DataFrame, value: str, colour
         ax.axvline(middle[0], color=colour, linewidth=0.8, linestyle=(0, (3, 2)), zorder=1)
 
 
+def _png(figure: Figure) -> bytes:
+    """The figure as a picture; it is closed."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", bbox_inches="tight")
+    plt.close(figure)
+    return drawn.getvalue()
+
+
 def influence_explorer(table: pd.DataFrame, sets: Sequence[DistilledSet], data: ImageData) -> "VBox":
     """Menus of set, class, image and direction, and the grid of the image that is chosen; for a notebook.
 
     ``table`` is that of ``analysis.influence.top_influences`` for all ``sets``, which are offered by name.
     """
     import ipywidgets
-    from IPython.display import display
 
     if not sets:
         raise ValueError("no distilled sets were given: at least 1 is needed")
@@ -145,7 +153,7 @@ def influence_explorer(table: pd.DataFrame, sets: Sequence[DistilledSet], data: 
     image_class = ipywidgets.Dropdown(options=list(data.classes), description="class")
     image = ipywidgets.Dropdown(description="image")
     direction = ipywidgets.Dropdown(options=[(text, key) for key, text in DIRECTIONS.items()], description="shown")
-    shown = ipywidgets.Output()
+    shown = ipywidgets.Image(format="png")  # an Output would run the batch client's hooks, which can lose a message
 
     def offer(*_: object) -> None:
         labels = by_name[name.value].labels()
@@ -155,11 +163,7 @@ def influence_explorer(table: pd.DataFrame, sets: Sequence[DistilledSet], data: 
     def draw(*_: object) -> None:
         one = by_name[name.value]
         own = rows_of(table, one).loc[lambda t: (t["image"] == image.value) & (t["direction"] == direction.value)]
-        shown.clear_output(wait=True)
-        if len(own):
-            with shown:
-                display(figure := influence_grid(own, one, data, direction.value))
-            plt.close(figure)
+        shown.value = _png(influence_grid(own, one, data, direction.value)) if len(own) else b""
 
     offer()
     draw()
