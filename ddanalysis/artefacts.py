@@ -59,8 +59,13 @@ def shared(
 
 def fingerprint(one: DistilledSet) -> str:
     """16 hex digits of a sha256 over a set's tensors."""
-    digest = hashlib.sha256()
-    for name, t in sorted(distilled.tensors(one).items()):
-        digest.update(repr((name, tuple(t.shape), t.dtype)).encode())
-        digest.update(t.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest(distilled.tensors(one))
+
+
+def digest(tensors: Tensors, what: str = "") -> str:
+    """16 hex digits of a sha256 over named tensors and, in words, ``what`` they are."""
+    found = hashlib.sha256(what.encode())
+    for name, t in sorted(tensors.items()):
+        found.update(repr((name, tuple(t.shape), t.dtype)).encode())
+        found.update(t.detach().cpu().contiguous().numpy().data)
+    return found.hexdigest()[:16]

@@ -4,7 +4,6 @@ The reference networks are trained here on all real training images, or read fro
 published figure has one network of each kind, and its legend has two of them exchanged (:data:`PUBLISHED_LEGEND`).
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -213,6 +212,29 @@ def pretrained(
     return Pretrained(one.name, net, seeds, table.assign(network_seed=seeds).astype({"epochs": "Int64"})[columns])
 
 
+def every_kind(
+    run: Run,
+    data: ImageData,
+    names: Sequence[str],
+    network_seeds: Sequence[int],
+    epochs: Mapping[str, int],
+    stop_at: Mapping[str, float] | None = None,
+    paths: Mapping[str, str] | None = None,
+    depth: int = 0,
+    compute: Compute = Compute(),
+) -> list[Pretrained]:
+    """:func:`pretrained` networks of each kind in ``names``; what a mapping leaves out is that of :func:`reference`.
+
+    ``depth`` is that of the ConvNets; 0 is the published one.
+    """
+    found = []
+    for name in names:
+        options = {"depth": depth} if name.startswith("ConvNet") else {}
+        limit, path = (stop_at or {}).get(name), (paths or {}).get(name, "")
+        found.append(reference(name, data, limit, epochs.get(name, 0), path, **options))
+    return [pretrained(run, data, one, network_seeds, compute) for one in found]
+
+
 def _kept(run: Run, data: ImageData, one: Reference, seed: int, compute: Compute) -> Tensors:
     arguments = {
         "network": repr(one.architecture),
@@ -291,11 +313,7 @@ def recognised(
 
 def fingerprint(nets: Networks) -> str:
     """16 hex digits of a sha256 over the state of networks and what they are."""
-    digest = hashlib.sha256(repr(nets.architecture).encode())
-    for name, t in sorted(nets.state.items()):
-        digest.update(repr((name, tuple(t.shape), t.dtype)).encode())
-        digest.update(t.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()[:16]
+    return artefacts.digest(nets.state, repr(nets.architecture))
 
 
 # ------------------------------------------------------------------------------------------- reading state dicts

@@ -9,7 +9,6 @@ not what one image teaches: read a method beside ``random``.
 """
 
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -261,12 +260,12 @@ def alikeness(
         found = f"{len(sets)} sets, {len(influences)} influences, {len(spaces)} spaces"
         raise ValueError(f"{found}: an influence for each set, and at least 1 set and 1 space, are needed")
     pairs = [(space, null) for space in spaces for null in NULLS]
-    digests, tables = {name: _fingerprint(space) for name, space in spaces.items()}, []
+    digests, tables = {name: artefacts.digest({"space": space}) for name, space in spaces.items()}, []
     cosine = functools.cache(lambda name: cosines(spaces[name]))  # only if there is something to be made
     for one, influence in zip(sets, influences, strict=True):
         _check_fit(influence, data.test_y, one)
         helped = most_helped(influence, k)
-        arguments = {"helped": _fingerprint(helped), "spaces": digests, "draws": draws, "seed": seed}
+        arguments = {"helped": artefacts.digest({"helped": helped}), "spaces": digests, "draws": draws, "seed": seed}
 
         def build(checkpoint: Checkpoint | None, progress: Progress | None, helped: Tensor = helped) -> Tensors:
             found = {(s, n): alike(helped, cosine(s), strata(n, data.test_y), draws, seed) for s, n in pairs}
@@ -293,13 +292,6 @@ def _adjusted(table: pd.DataFrame) -> pd.DataFrame:
     """The table with ``p_adjusted``, over all rows of each null."""
     adjusted = table.groupby("null")["p_value"].transform(scipy.stats.false_discovery_control)
     return table.assign(p_adjusted=adjusted)
-
-
-def _fingerprint(t: Tensor) -> str:
-    """16 hex digits of a sha256 over one tensor."""
-    digest = hashlib.sha256(repr((tuple(t.shape), t.dtype)).encode())
-    digest.update(t.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _check_fit(influence: Tensor, y: Tensor, one: DistilledSet) -> None:
