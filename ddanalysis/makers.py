@@ -49,14 +49,16 @@ def distilled_sets(
     set_seeds: Sequence[int],
     distill: Mapping[str, Mapping[str, Any]],
     keep_every: int = 0,
+    study: str = "",
 ) -> Distilled:
     """One set for every method, ipc and seed, in this order, by the profile's recipes and ``distill`` over them.
 
-    Sets are kept every ``keep_every`` iterations, 0 for the start alone. Raises ``ValueError`` for an unknown method or
+    Sets are kept every ``keep_every`` iterations, 0 for the start alone. ``study`` goes into the names of files: a word
+    that tells sets of one method and ipc apart whose settings differ. Raises ``ValueError`` for an unknown method or
     setting before anything is made.
     """
     made = [
-        _distilled_set(run, Job(data, architecture, n, seed), method, settings, keep_every)
+        _distilled_set(run, Job(data, architecture, n, seed), method, settings, keep_every, study)
         for method, n, settings in _recipes(run, methods, ipc, distill)
         for seed in set_seeds
     ]
@@ -106,11 +108,13 @@ class _Order:
     job: Job
     method: str
     settings: dict[str, Any]
+    study: str = ""
 
     @property
     def stem(self) -> str:
         """What its files are called."""
-        return f"{self.method}_{self.job.data.name}_ipc{self.job.ipc}_s{self.job.seed}"
+        words = [self.method, self.job.data.name, f"ipc{self.job.ipc}", f"s{self.job.seed}", self.study]
+        return "_".join(word for word in words if word)
 
     def path(self, kind: str, iterations: int | None = None) -> Path:
         """One of its files, or that of the set as it was after so many iterations."""
@@ -162,16 +166,18 @@ class _Order:
         return self.settings if iterations is None else self.settings | {"iterations": iterations}
 
 
-def _distilled_set(run: Run, job: Job, name: str, given: Mapping[str, Any], keep_every: int) -> Distilled:
+def _distilled_set(
+    run: Run, job: Job, name: str, given: Mapping[str, Any], keep_every: int, study: str
+) -> Distilled:
     settings = METHODS[name].settings(dict(given))
-    order = _Order(run, dataclasses.replace(job, given=_given(settings, job)), name, settings)
+    order = _Order(run, dataclasses.replace(job, given=_given(settings, job)), name, settings, study)
     moments = _moments(settings, keep_every)
 
     def build(checkpoint: Checkpoint) -> Tensors:
         made = order.make(checkpoint, moments)
         store.write(order.path("histories"), made.history, order.identity())
-        rates = {} if made.learning_rates is None else {"learning_rates": made.learning_rates}
-        return order.complete({"x": made.x, "y": made.y} | rates)
+        more = {name: t for name in ("learning_rates", "order") if (t := getattr(made, name)) is not None}
+        return order.complete({"x": made.x, "y": made.y} | more)
 
     store.make(order.path("distilled"), order.identity() | order.fields(), build)
     missing = [n for n in moments if not store.matches(order.path("along", n), order.identity(n) | order.fields(n))]

@@ -135,6 +135,7 @@ VOCABULARY: dict[str, Rule] = {
     "reference_epochs": dict_of(choice(NETWORKS), whole(1)),
     "reference_accuracy": dict_of(choice(NETWORKS), positive(1)),
     "reference_files": dict_of(choice(NETWORKS), some_text),
+    "resnet_width": whole(0),  # of the first stage; 0 is the published width
     # mixing
     "mixing_modes": list_of(choice(MIXING_MODES)),
     "real_per_class": list_of(whole(0)),

@@ -102,3 +102,22 @@ def test_a_name_given_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("width: 4\ndistill: {dm: {rate: 1.0, rate: 2.0}}\n")
     with pytest.raises(ValueError, match="given twice: rate"):
         values(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    "profile", [name for name in PROFILES if (ROOT / "params" / name / "12_published_mistakes.yaml").is_file()]
+)
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("02_pretrained_recognition", "12_published_mistakes"),
+        ("04_agreement", "12_published_mistakes"),
+        ("07_influence", "08_semantics"),
+    ],
+)
+def test_a_notebook_asks_for_what_the_one_before_it_leaves(profile: str, first: str, second: str) -> None:
+    one, other = (effective(ROOT / "params" / profile / f"{name}.yaml") for name in (first, second))
+    common, parts = (set(one) & set(other)) - {"seed"}, {"methods", "ipc", "set_seeds"}
+    assert parts < common and len(common) > 10
+    assert {name for name in common - parts if one[name] != other[name]} == set()
+    assert {name for name in parts if not set(other[name]) <= set(one[name])} == set()

@@ -221,15 +221,18 @@ def every_kind(
     stop_at: Mapping[str, float] | None = None,
     paths: Mapping[str, str] | None = None,
     depth: int = 0,
+    resnet_width: int = 0,
     compute: Compute = Compute(),
 ) -> list[Pretrained]:
     """:func:`pretrained` networks of each kind in ``names``; what a mapping leaves out is that of :func:`reference`.
 
-    ``depth`` is that of the ConvNets; 0 is the published one.
+    ``depth`` is that of the ConvNets, ``resnet_width`` that of the ResNets' first stage; 0 is the published one.
     """
     found = []
     for name in names:
-        options = {"depth": depth} if name.startswith("ConvNet") else {}
+        options: dict[str, object] = {"depth": depth} if name.startswith("ConvNet") else {}
+        if resnet_width and name.startswith("ResNet"):
+            options = {"widths": tuple(resnet_width * 2**stage for stage in range(4))}
         limit, path = (stop_at or {}).get(name), (paths or {}).get(name, "")
         found.append(reference(name, data, limit, epochs.get(name, 0), path, **options))
     return [pretrained(run, data, one, network_seeds, compute) for one in found]

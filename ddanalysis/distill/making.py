@@ -94,7 +94,8 @@ class Made:
     x: torch.Tensor
     y: torch.Tensor
     history: Tensors = field(default_factory=dict)
-    learning_rates: torch.Tensor | None = None  # (1,) the step size to train with, where the method learns one
+    learning_rates: torch.Tensor | None = None  # (1,) or (steps,) to train with, where the method learns them
+    order: torch.Tensor | None = None  # (steps, batch) the rows of every step, where the method fixes them
 
 
 @dataclass(frozen=True)
