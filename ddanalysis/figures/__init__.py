@@ -11,6 +11,7 @@ from ddanalysis.figures.hessian import (
     stopped_traces,
     trace_curves,
 )
+from ddanalysis.figures.hypotheses import forest
 from ddanalysis.figures.influence import estimator_points, influence_explorer, influence_grid, influence_noise
 from ddanalysis.figures.pools import agreement_panels, recognition_curves
 from ddanalysis.figures.real_data import embedding_scatter, mixing_curves, pixel_density_curves, pretrained_bars
@@ -31,6 +32,7 @@ __all__ = [
     "embedding_scatter",
     "enrichment_map",
     "estimator_points",
+    "forest",
     "gain_intervals",
     "image_grid",
     "influence_explorer",
