@@ -166,9 +166,7 @@ class _Order:
         return self.settings if iterations is None else self.settings | {"iterations": iterations}
 
 
-def _distilled_set(
-    run: Run, job: Job, name: str, given: Mapping[str, Any], keep_every: int, study: str
-) -> Distilled:
+def _distilled_set(run: Run, job: Job, name: str, given: Mapping[str, Any], keep_every: int, study: str) -> Distilled:
     settings = METHODS[name].settings(dict(given))
     order = _Order(run, dataclasses.replace(job, given=_given(settings, job)), name, settings, study)
     moments = _moments(settings, keep_every)

@@ -6,14 +6,17 @@ module imports the standard library alone, as :mod:`ddanalysis.parameters` does.
 
 from ddanalysis.rules import (
     DATASETS,
+    LABEL_STARTS,
     NETWORKS,
     PRECISIONS,
+    WEIGHTS,
     Rule,
     below_one,
     choice,
     choice_or_path,
     flag,
     list_of,
+    number,
     numbers_from,
     one_of_or_path,
     positive,
@@ -47,6 +50,62 @@ _CLOM: dict[str, Rule] = {
     "source": one_of_or_path(("", *DATASETS)),
     "shuffled": flag,
 }
+
+_STEPS: dict[str, Rule] = {
+    "iterations": whole(1),
+    "steps": whole(1),
+    "passes": whole(1),
+    "step_size": positive(),
+    "rate": positive(),
+    "decay": positive(1.0),
+    "decay_every": whole(1),
+    "batch_real": whole(1),
+    "networks": choice(("random", "fixed", "pretrained")),
+    "at_once": whole(1),
+    "fixed": whole(1),
+    "weights": choice(WEIGHTS),
+    "learn_images": flag,
+    "learn_labels": flag,
+    "learn_rates": flag,
+    "label_start": choice(LABEL_STARTS),
+    "label_file": text,
+    "label_scale": number,
+    "label_shift": number,
+    "label_softmax": flag,
+    "label_classes": list_of(whole(0)),
+    "attack": list_of(whole(0), at_least=2),
+    "source": one_of_or_path(("", *DATASETS)),
+    "pretrained": whole(1),
+    "pretrained_epochs": whole(1),
+    "initialisation": choice_or_path(("noise", "real", "uniform")),
+    "strategy": text,
+    "inner": choice(("sgd", "adam")),
+    "positive_rates": flag,
+    "shared_rate": flag,
+    "outer": choice(("adam", "adamw")),
+    "weight_decay": numbers_from(0),
+    "compiled": flag,
+}
+
+_ONLINE: dict[str, Rule] = {
+    "iterations": whole(1),
+    "rate": positive(),
+    "network_rate": positive(),
+    "inner_batch": whole(1),
+    "batch_real": whole(1),
+    "target_size": whole(1),
+    "validation": whole(1),
+    "validate_every": whole(1),
+    "window": whole(1),
+}
+_BASE_IMAGES: dict[str, Rule] = {
+    "source": one_of_or_path(("", "noise", *DATASETS)),
+    "balanced": flag,
+    "overlap": flag,
+    "start": choice(("uniform", "true")),
+}
+_LOOK_AHEAD: dict[str, Rule] = {"inner_rate": positive(), "horizon": whole(1)}
+_RIDGE: dict[str, Rule] = {"penalty": positive(), "head_rate": positive(1.0), "scale_rate": positive()}
 
 _OWN: dict[str, dict[str, Rule]] = {
     "dc": _GRADIENT_MATCHING,
@@ -122,6 +181,12 @@ _OWN: dict[str, dict[str, Rule]] = {
 SETTINGS: dict[str, dict[str, Rule]] = {
     **_OWN,
     **{f"clom_{name}": _OWN[name] | _CLOM for name in ("dc", "dsa", "dm", "mtt", "bptt")},
+    "dd": _STEPS,
+    "sldd": _STEPS,
+    "ld": _ONLINE | _BASE_IMAGES | _LOOK_AHEAD,
+    "ld_ridge": _ONLINE | _BASE_IMAGES | _RIDGE,
+    "ld_images": _ONLINE | _LOOK_AHEAD,
+    "ld_images_ridge": _ONLINE | _RIDGE,
     "random": {},
     "class_mean": {},
     "k_means": {},

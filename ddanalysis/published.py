@@ -14,7 +14,9 @@ COLUMNS = (*TEXT[:4], "ipc", *TEXT[4:7], "value", "deviation", *TEXT[7:])
 * ``source``, ``place``: who printed it, and where; ``note``: what else a reader should know.
 * ``dataset``, ``method``, ``ipc``, ``network``, ``protocol``: what of, in this package's names; dc is also known as
   gradient matching, dm as distribution matching, mtt as trajectory matching; "real" is real data, without an ipc.
-  ``protocol`` is how the networks were trained, blank if unknown.
+  ``protocol`` is how the networks were trained, blank if unknown. Of sets that are trained on by their own steps it
+  is "own-steps", with their networks ("own-steps, fixed" | "random" | "pretrained on usps"), the source of base images
+  ("from emnist_letters") and what else tells two numbers apart. ``ipc`` is blank for fewer images than classes, too.
 * ``quantity``: "accuracy", "agreement subset", "agreement early", "agreement gain", "recognition@50" (at iteration 50
   of the published figure, which is after 51 updates), ...
 * ``value``, ``deviation`` (standard deviation, blank if none was printed), both in ``unit``, mostly "fraction" of 1.

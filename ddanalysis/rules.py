@@ -41,6 +41,16 @@ DATASETS = (
     "mnist_rgb",
 )
 PRECISIONS = ("float32", "bfloat16")
+WEIGHTS = ("default", "xavier_normal", "xavier_uniform", "kaiming_normal", "kaiming_uniform", "orthogonal")
+"""How networks begin."""
+_DISTANCES = ("names", "means-mse", "means-nrmse", "means-ssim")
+LABEL_STARTS = (
+    *("one-hot", "smoothed", "orthogonal", "zeros", "ones", "normal", "uniform", "binary", "file"),
+    *_DISTANCES,
+    *(f"{name}-inverted" for name in _DISTANCES),
+    "given",
+)
+"""How labels that are learned begin."""
 
 Rule = Callable[[str, Any], None]
 """A rule gets a name and a value; it raises :class:`ParameterError` for a value that is not allowed."""
@@ -93,6 +103,11 @@ def positive(highest: float = math.inf) -> Rule:
     """A finite number in (0, ``highest``]."""
     bound = "" if highest == math.inf else f" and at most {highest:g}"
     return _rule(lambda v: _is_number(v) and 0 < v <= highest, f"it must be a number above 0{bound}")
+
+
+def number(name: str, value: Any) -> None:
+    """A finite number."""
+    _rule(_is_number, "it must be a number")(name, value)
 
 
 def choice(allowed: Sequence[str]) -> Rule:

@@ -34,7 +34,7 @@ Batches = Callable[[int], tuple[Tensor, Tensor]]
 without that K, ids or soft rows. A function of what is learned, computed anew, with the same result, at every call.
 """
 
-FADE = (0.9, 0.999)
+Betas = tuple[float, float]
 EPSILON = 1e-8
 SEGMENT = 4
 """Steps from one kept pair of Adam's averages to the next: those between are made anew on the way back."""
@@ -42,10 +42,11 @@ SEGMENT = 4
 
 @dataclass(frozen=True)
 class Optimiser:
-    """SGD with ``momentum`` (0: none), or Adam with PyTorch's constants; the arithmetic is PyTorch's."""
+    """SGD with ``momentum`` (0: none), or Adam with ``betas``; other constants and the arithmetic are PyTorch's."""
 
     kind: str = "sgd"
     momentum: float = 0.0
+    betas: Betas = (0.9, 0.999)
 
     def __post_init__(self) -> None:
         checks.one_of("optimiser", self.kind, ("sgd", "adam"))
@@ -134,23 +135,23 @@ def update(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """New weights and averages after update number ``step`` (counted from 0); any tensors of one shape."""
     if optimiser.kind == "adam":
-        averages = _adam_averages(averages, gradient)
-        direction, _ = _adam_direction(averages, step)
+        averages = _adam_averages(optimiser.betas, averages, gradient)
+        direction, _ = _adam_direction(optimiser.betas, averages, step)
     else:
         direction = gradient.add(averages[0], alpha=optimiser.momentum) if averages else gradient
         averages = (direction,) if averages else ()
     return weights - rate * direction, averages
 
 
-def _adam_averages(averages: tuple[Tensor, ...], gradient: Tensor) -> tuple[Tensor, Tensor]:
+def _adam_averages(betas: Betas, averages: tuple[Tensor, ...], gradient: Tensor) -> tuple[Tensor, Tensor]:
     mean, square = averages
-    return mean.lerp(gradient, 1 - FADE[0]), (square * FADE[1]).addcmul(gradient, gradient, value=1 - FADE[1])
+    return mean.lerp(gradient, 1 - betas[0]), (square * betas[1]).addcmul(gradient, gradient, value=1 - betas[1])
 
 
-def _adam_direction(averages: tuple[Tensor, ...], step: int) -> tuple[Tensor, Tensor]:
+def _adam_direction(betas: Betas, averages: tuple[Tensor, ...], step: int) -> tuple[Tensor, Tensor]:
     """The direction of Adam, and the root of the unbiased square that it is divided by."""
     mean, square = averages
-    unbiased = [1 - fade ** (step + 1) for fade in FADE]
+    unbiased = [1 - beta ** (step + 1) for beta in betas]
     root = (square / unbiased[1]).sqrt()
     return mean / unbiased[0] / (root + EPSILON), root
 
@@ -315,7 +316,7 @@ def _backwards(optimiser: Optimiser, trace: Trace) -> Iterator[tuple[int, tuple[
     for start in reversed(range(0, len(trace.kept), SEGMENT)):
         averages, segment = trace.marks[start // SEGMENT], []
         for t in range(start, min(start + SEGMENT, len(trace.kept))):
-            averages = _adam_averages(averages, trace.kept[t][0])
+            averages = _adam_averages(optimiser.betas, averages, trace.kept[t][0])
             segment.append((t, (trace.kept[t][0], *averages)))
         yield from reversed(segment)
 
@@ -330,7 +331,7 @@ def _back(
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
     """One :func:`update` backwards: the adjoints of its gradient and of the averages before it, and its direction."""
     if optimiser.kind == "adam":
-        return _back_adam(kept, into_weights, into_averages, rate, step)
+        return _back_adam(optimiser.betas, kept, rate * into_weights, into_averages, step)
     along = -rate * into_weights
     if into_averages:
         along = along + into_averages[0]
@@ -338,18 +339,18 @@ def _back(
 
 
 def _back_adam(
-    kept: tuple[Tensor, ...], into_weights: Tensor, into_averages: tuple[Tensor, ...], rate: Tensor, step: int
+    betas: Betas, kept: tuple[Tensor, ...], into_step: Tensor, into_averages: tuple[Tensor, ...], step: int
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
     """As :func:`_back`; the root's infinite slope at 0, where a unit is dead, counts as 0."""
     gradient, *averages = kept
-    unbiased = [1 - fade ** (step + 1) for fade in FADE]
-    direction, root = _adam_direction((averages[0], averages[1]), step)
-    scaled = rate * into_weights / (root + EPSILON)
+    unbiased = [1 - beta ** (step + 1) for beta in betas]
+    direction, root = _adam_direction(betas, (averages[0], averages[1]), step)
+    scaled = into_step / (root + EPSILON)
     into_mean = into_averages[0] - scaled / unbiased[0]
     slope = (0.5 * scaled * direction / (root * unbiased[1])).where(root > 0, 0)
     into_square = into_averages[1] + slope
-    along = (1 - FADE[0]) * into_mean + 2 * (1 - FADE[1]) * gradient * into_square
-    return along, (FADE[0] * into_mean, FADE[1] * into_square), direction
+    along = (1 - betas[0]) * into_mean + 2 * (1 - betas[1]) * gradient * into_square
+    return along, (betas[0] * into_mean, betas[1] * into_square), direction
 
 
 def _step_back(

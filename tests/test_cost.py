@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -10,7 +11,7 @@ import torch
 from ddanalysis import compute, evaluation
 from ddanalysis.architectures import ConvNet, build
 from ddanalysis.data import ImageData
-from ddanalysis.distill import METHODS, Job, cost
+from ddanalysis.distill import METHODS, Job, cost, plans
 from ddanalysis.distilled import DistilledSet
 from ddanalysis.evaluation import PROTOCOLS
 
@@ -80,6 +81,8 @@ MTT = {
 BPTT = {"iterations": 2, "steps": 3, "batch_real": 5}
 RAT = {"iterations": 5, "window": 2, "horizon": 5, "window_start": "fixed", "batch_real": 15, "minibatch": 1}
 CLOM = {"alpha": 1.0, "models": 2, "model_epochs": 2}
+DD = {"iterations": 3, "steps": 2, "passes": 2, "batch_real": 15}
+LD = {"iterations": 5, "batch_real": 9, "validation": 6, "validate_every": 2, "inner_batch": 4, "window": 1}
 CASES = [
     ("dc", MATCHING),
     ("dc", MATCHING | {"outer": 3, "inner": 2, "batch_train": 4}),
@@ -99,16 +102,38 @@ CASES = [
     ("clom_dm", MATCHING | CLOM | {"source": "digits"}),
     ("clom_mtt", MTT | CLOM),
     ("clom_bptt", BPTT | CLOM),
+    ("dd", DD),
+    ("dd", DD | {"at_once": 3, "inner": "adam", "label_classes": [0, 2]}),
+    ("sldd", DD | {"networks": "fixed", "fixed": 2}),
+    ("sldd", DD | {"networks": "pretrained", "pretrained": 3, "pretrained_epochs": 2, "at_once": 2}),
     ("random", {}),
     ("class_mean", {}),
     ("k_means", {}),
     ("herding", {"epochs": 2}),
     ("herding", {"epochs": 0}),
 ]
+ONLINE = [
+    ("ld", LD),
+    ("ld", LD | {"horizon": 2}),
+    ("ld_ridge", LD),
+    ("ld_images", LD),
+    ("ld_images_ridge", LD),
+]
 
 
 def test_every_method_has_a_case():
-    assert {method for method, _ in CASES} | {"clom_dsa"} == set(METHODS)
+    assert {method for method, _ in CASES + ONLINE} | {"clom_dsa"} == set(METHODS)
+
+
+@pytest.mark.parametrize(("method", "settings"), ONLINE)
+def test_label_distillation_has_as_many_passes_as_planned(method, settings, spy, monkeypatch):
+    monkeypatch.setattr(plans.label_loop.resets, "steps_to_train", lambda recorded, steps: 4)  # not known before
+    the_job = job()
+    estimate = cost.estimate(the_job, method, settings)
+    spy.clear()
+    METHODS[method].make(the_job, **settings)
+    assert estimate.passes == sum(k * n for _, k, n in spy)
+    assert estimate.seconds == len(spy)
 
 
 @pytest.mark.parametrize("limits", [None, (300, 1500, 1100)], ids=["as shipped", "in small pieces"])
@@ -117,9 +142,9 @@ def test_the_passes_are_those_of_the_run(method, settings, limits, spy, monkeypa
     if limits is not None:  # a feature map has 256 numbers an image
         for name, limit in zip(("TOGETHER", "PASS", "SLICE"), limits, strict=True):
             monkeypatch.setitem(getattr(compute, name), "cpu", limit)
-    monkeypatch.setattr(cost.clom, "_source", lambda *_: toy_data())
+    monkeypatch.setattr(plans.clom, "_source", lambda *_: toy_data())
     the_job = job()
-    plan = cost.plan(the_job, method, settings)
+    plan = plans.plan(the_job, method, settings)
     estimate = cost.estimate(the_job, method, settings)
     spy.clear()
     METHODS[method].make(the_job, **settings)
@@ -132,10 +157,10 @@ def test_the_passes_are_those_of_the_run(method, settings, limits, spy, monkeypa
 def test_batch_statistics_are_of_whole_batches(method, spy, monkeypatch):
     monkeypatch.setitem(compute.SLICE, "cpu", 1100)
     settings = {"dc": MATCHING, "dm": MATCHING, "mtt": MTT, "bptt": BPTT}[method]
-    monkeypatch.setattr(cost.gradient_matching, "STATISTICS_IMAGES", 4)
+    monkeypatch.setattr(plans.gradient_matching, "STATISTICS_IMAGES", 4)
     the_job = job(norm="batch")
     METHODS[method].make(the_job, **settings)
-    assert counted(spy) == planned(cost.plan(the_job, method, settings).work)
+    assert counted(spy) == planned(plans.plan(the_job, method, settings).work)
 
 
 def test_a_window_that_starts_anywhere_starts_half_way():
@@ -151,8 +176,8 @@ def test_the_passes_of_an_evaluation(protocol, spy, monkeypatch):
     monkeypatch.setitem(compute.PASS, "cpu", 2**13)
     found = PROTOCOLS[protocol]
     steps = {"epochs": 3} if found.recipe.epochs else {"updates": 3}
-    short = cost.replace(found.recipe, **steps, milestones=(2,))
-    monkeypatch.setitem(PROTOCOLS, protocol, cost.replace(found, recipe=short))
+    short = replace(found.recipe, **steps, milestones=(2,))
+    monkeypatch.setitem(PROTOCOLS, protocol, replace(found, recipe=short))
     data, a = toy_data(), job().architecture
     y = torch.arange(3).repeat_interleave(2)
     one = DistilledSet(data.train_x[:6], y, 3, data.mean, data.std, "dm", "toy", 2)
@@ -171,7 +196,7 @@ def test_arithmetic_by_hand():
     assert cost.flops_per_image(a, "gradient") == 2 * (3 * sum(layers) - layers[0])  # but for that of the images
     second = [cost.flops_per_image(a, kind) for kind in ("gradient", "matching", "adjoint")]
     assert 2 * second[0] < second[1] < second[2] <= 2 * 9 * sum(layers)
-    grouped = cost.Plan(1, [cost.Work(a, "gradient", 7, 3, 2)])
+    grouped = plans.Plan(1, [plans.Work(a, "gradient", 7, 3, 2)])
     assert cost._cost("", 1, CPU, grouped).flops == 7 * 3 * 2 * second[0]
 
 
@@ -201,7 +226,7 @@ def test_experts_lie_on_disk_and_few_in_memory(monkeypatch):
     one = 4 * job().architecture.parameter_count() * (2 - 1 + 1 + 1)
     pool = cost.estimate(job(), "mtt", MTT | {"experts": 200})
     assert pool.disk_bytes == 200 * one
-    monkeypatch.setattr(cost.experts, "IN_MEMORY", 200 * one - 1)
+    monkeypatch.setattr(plans.experts, "IN_MEMORY", 200 * one - 1)
     assert pool.memory_bytes - cost.estimate(job(), "mtt", MTT | {"experts": 200}).memory_bytes == 200 * one
     assert cost.estimate(job(), "dm", MATCHING).disk_bytes == 0
 
@@ -220,7 +245,8 @@ def test_published_settings_are_a_table_at_once():
         "none",
     )
     the_job = Job(big, build("ConvNet", big.shape, 10), 10)
-    table = pd.DataFrame([cost.estimate(the_job, method, {}) for method in METHODS])
+    few = {"validation": 500}  # of the published 5,000, since the data are few
+    table = pd.DataFrame([cost.estimate(the_job, m, few if m.startswith("ld") else {}) for m in METHODS])
     assert list(table) == [
         "method", "ipc", "iterations", "passes", "flops", "seconds", "memory_bytes", "disk_bytes"
     ]  # fmt: skip

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ddanalysis import parameters
+from ddanalysis import parameters, rules
 from ddanalysis.parameters import ParameterError, check_parameters, check_yaml, declared_parameters
 
 CELL = 'profile: str = "quick"\nwidth: int = 16  # of the ConvNet\nlearning_rate: float = 0.01\nmethods: list = ["dm"]'
@@ -300,7 +300,9 @@ def test_the_names_are_what_the_package_implements() -> None:
     from ddanalysis.architectures import ZOO
     from ddanalysis.datasets import NAMES
     from ddanalysis.distill import METHODS
+    from ddanalysis.distill.label_starts import STARTS
     from ddanalysis.evaluation import PROTOCOLS
+    from ddanalysis.networks import INITIALISATIONS
     from ddanalysis.whitening import KINDS
 
     assert sorted(parameters.DATASETS) == sorted(NAMES)
@@ -310,6 +312,7 @@ def test_the_names_are_what_the_package_implements() -> None:
     assert sorted(parameters.MATCHING) == sorted(MATCHING)
     assert parameters.MIXING_MODES == MODES
     assert sorted(parameters.METHODS) == sorted(METHODS)
+    assert rules.WEIGHTS == INITIALISATIONS and rules.LABEL_STARTS == (*STARTS, "given")
     for name, method in METHODS.items():
         assert sorted(parameters.SETTINGS[name]) == sorted(method.settings({}))
 

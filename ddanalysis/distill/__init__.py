@@ -4,8 +4,10 @@ from ddanalysis.distill.baselines import class_mean, herding, k_means, random_im
 from ddanalysis.distill.bptt import bptt as bptt_whole
 from ddanalysis.distill.bptt import rat_bptt
 from ddanalysis.distill.clom import regularised
+from ddanalysis.distill.dataset_distillation import dd, sldd
 from ddanalysis.distill.dm import distribution_matching
 from ddanalysis.distill.gradient_matching import dc, dsa
+from ddanalysis.distill.label_distillation import ld, ld_images, ld_images_ridge, ld_ridge
 from ddanalysis.distill.making import Job, Made, Method
 from ddanalysis.distill.trajectory import trajectory_matching
 
@@ -21,6 +23,12 @@ METHODS = {
     "clom_dm": Method(regularised(distribution_matching, "dm"), version=1, networked=True),
     "clom_mtt": Method(regularised(trajectory_matching, "mtt"), version=1, networked=True),
     "clom_bptt": Method(regularised(bptt_whole, "bptt"), version=1, networked=True),
+    "dd": Method(dd, version=1, networked=True),
+    "sldd": Method(sldd, version=1, networked=True),
+    "ld": Method(ld, version=1, networked=True),
+    "ld_ridge": Method(ld_ridge, version=1, networked=True),
+    "ld_images": Method(ld_images, version=1, networked=True),
+    "ld_images_ridge": Method(ld_images_ridge, version=1, networked=True),
     "random": Method(random_images, version=1),
     "class_mean": Method(class_mean, version=2),
     "k_means": Method(k_means, version=1),

@@ -5,12 +5,11 @@ on meta tensors, which have shapes and no numbers; its time from a few real ones
 happens outside the networks (augmentation, drawing fresh weights, k-means, files) counts as nothing.
 """
 
-import math
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -24,48 +23,12 @@ from ddanalysis import checks, networks
 from ddanalysis.architectures import Architecture
 from ddanalysis.compute import Compute, images_per_pass, logits_function, networks_together
 from ddanalysis.data import ImageData
-from ddanalysis.distill import METHODS, addressing, bptt, clom, experts, gradient_matching, trajectory
 from ddanalysis.distill.making import Job
+from ddanalysis.distill.plans import NUMBER, Plan, cut, parts, plan, training_passes
 from ddanalysis.evaluation import PROTOCOLS, protocol_recipe
 from ddanalysis.layers import Parameters
 from ddanalysis.networks import cross_entropy
 from ddanalysis.seeding import generator
-from ddanalysis.training import Recipe
-
-NUMBER = 4
-"""Bytes of a float32."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """``times`` passes of ``batch`` images of each of ``together`` networks.
-
-    A pass is "forward" alone, or with the derivative of a loss in the "images" or in the weights ("gradient"), or with
-    that of a function of the gradient, in the images ("matching") or in images and weights ("adjoint").
-    """
-
-    architecture: Architecture
-    kind: str
-    together: int
-    batch: int
-    times: int
-    precision: str = "float32"
-
-    @property
-    def passes(self) -> int:
-        """Images, each counted for every network that it goes through."""
-        return self.together * self.batch * self.times
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run does, how often it changes the images, and the bytes it keeps in memory and on disk meanwhile."""
-
-    iterations: int
-    work: list[Work]
-    updates: int = 0
-    kept: int = 0
-    disk: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,185 +69,12 @@ def evaluation(
         raise ValueError(f"protocol {protocol} takes the steps of a set: how many is not known before there is one")
     if PROTOCOLS[protocol].batches == "balanced":
         n = data.n_classes * min(max(100 // data.n_classes, 1), ipc)  # one batch
-    work = _training(architecture, networks, n, recipe, device, compute.precision)
-    for k, count in _parts(networks, networks_together(architecture, 64, device)):
+    work = training_passes(architecture, networks, n, recipe, device, compute.precision)
+    for k, count in parts(networks, networks_together(architecture, 64, device)):
         size = images_per_pass(architecture, k, device)
-        work += _cut(architecture, "forward", k, len(data.test_y), size, count, compute.precision)
+        work += cut(architecture, "forward", k, len(data.test_y), size, count, compute.precision)
     kept = 2 * NUMBER * networks * architecture.parameter_count()
     return _cost(protocol, ipc, device, Plan(recipe.total_updates(n), work, kept=kept))
-
-
-def plan(job: Job, method: str, settings: Mapping[str, Any]) -> Plan:
-    """The passes of one set by ``method``, and what it keeps."""
-    checks.one_of("method", method, METHODS)
-    own = METHODS[method].settings(dict(settings))
-    base = _PLANS.get(method.removeprefix("clom_"), lambda *_: Plan(0, []))(job, own)
-    return _regularised(job, own, base) if method.startswith("clom_") else base
-
-
-# ------------------------------------------------------------------------------------------------------- the methods
-
-
-def _set_bytes(job: Job) -> int:
-    return NUMBER * job.ipc * job.data.n_classes * math.prod(job.data.shape)
-
-
-def _distribution_matching(job: Job, own: dict[str, Any]) -> Plan:
-    a, classes, iterations = job.architecture, job.data.n_classes, own["iterations"]
-    work, limit = [], images_per_pass(a, 1, job.data.train_x.device)
-    for kind, n in (("forward", own["batch_real"]), ("images", job.ipc)):
-        cut = kind == "forward" and n > limit and not a.batch_statistics  # one class takes several passes
-        groups = _parts(n, limit) if cut else _parts(classes, classes if a.batch_statistics else max(limit // n, 1))
-        for size, count in groups:
-            images, times = (size, classes * count) if cut else (size * n, count)
-            work.append(Work(a, kind, 1, images, times * iterations))
-    return Plan(iterations, work, iterations, 3 * _set_bytes(job))
-
-
-def _gradient_matching(job: Job, own: dict[str, Any]) -> Plan:
-    a, classes, device, precision = job.architecture, job.data.n_classes, job.data.train_x.device, own["precision"]
-    published, batch_real = gradient_matching.loops(job.ipc), own["batch_real"]
-    outer = published[0] if own["outer"] is None else own["outer"]
-    inner = published[1] if own["inner"] is None else own["inner"]
-    steps, work = own["iterations"] * outer, []
-    if a.batch_statistics:
-        work.append(Work(a, "forward", 1, gradient_matching.STATISTICS_IMAGES * classes, steps))
-    together = networks_together(a, batch_real, device)
-    size = batch_real if together > 1 else images_per_pass(a, 1, device)
-    for k, count in _parts(classes, together):
-        work += _cut(a, "gradient", k, batch_real, size, count * steps, precision)
-    groups = _parts(classes, networks_together(a, job.ipc, device))
-    work += [Work(a, "matching", k, job.ipc, count * steps) for k, count in groups]
-    recipe = Recipe(epochs=inner, batch_size=own["batch_train"])
-    work += _training(a, 1, job.ipc * classes, recipe, device, precision, steps - own["iterations"])
-    targets = 2 * NUMBER * groups[0][0] * a.parameter_count()
-    return Plan(own["iterations"], work, steps, 3 * _set_bytes(job) + targets)
-
-
-def _trajectory_matching(job: Job, own: dict[str, Any]) -> Plan:
-    own = trajectory.preset(job.data.name, job.ipc, own)
-    a, device, n, k = job.architecture, job.data.train_x.device, job.ipc * job.data.n_classes, own["at_once"]
-    iterations, steps, real, count = own["iterations"], own["steps"], len(job.data.train_y), own["experts"]
-    epochs, batch = own["latest_start"] - 1 + own["expert_epochs"], own["expert_batch"]
-    work = _training(a, count, real, Recipe(epochs=epochs, batch_size=batch), device)
-    for size, times in _batches(n, own["minibatch"], steps):
-        adjoint = "adjoint" if own["gradient"] == "exact" else "matching"
-        work += _unrolled(job, k, size, times * iterations, "gradient", adjoint)
-    if own["labels"] == "teacher":
-        work += _unrolled(job, k, n, iterations, "forward")
-    pool, weights = experts.pool_bytes(a, count, epochs), NUMBER * a.parameter_count()
-    in_training = 2 * min(count, networks_together(a, min(batch, real), device)) * pool // count
-    kept = (pool if pool <= experts.IN_MEMORY else 0) + max(in_training, k * weights * (2 * steps + 6))
-    return Plan(iterations, work, iterations, kept + 4 * _set_bytes(job), pool)
-
-
-def _bptt(job: Job, own: dict[str, Any]) -> Plan:
-    if own["bases"] is not None:
-        job = replace(job, ipc=addressing.images_per_class(job, own["bases"], own["downsample"]))
-    classes, k, iterations, steps = job.data.n_classes, own["at_once"], own["iterations"], own["steps"]
-    n = classes * min(own["minibatch"] or job.ipc, job.ipc)
-    work = _unrolled(job, k, n, iterations * steps, "gradient", "adjoint")
-    work += _unrolled(job, k, classes * own["batch_real"], iterations, "gradient")
-    kept = NUMBER * k * job.architecture.parameter_count() * (steps + 6)
-    return Plan(iterations, work, iterations, kept + 4 * _set_bytes(job))
-
-
-def _rat_bptt(job: Job, own: dict[str, Any]) -> Plan:
-    own = bptt.preset(job.data.name, job.ipc, own)
-    k, iterations, window, real = own["at_once"], own["iterations"], own["window"], len(job.data.train_y)
-    n, latest = job.data.n_classes * min(own["minibatch"] or job.ipc, job.ipc), own["horizon"] - window
-    before = latest if own["window_start"] == "fixed" else (own["earliest"] + latest) / 2
-    work = _unrolled(job, k, n, round(iterations * before), "gradient")
-    work += _unrolled(job, k, n, iterations * window, "gradient", "adjoint")
-    for size, times in _batches(real, own["batch_real"], iterations):
-        work += _unrolled(job, k, size, times, "gradient")
-    weights = NUMBER * k * job.architecture.parameter_count()
-    batch = 3 * NUMBER * min(own["batch_real"], real) * math.prod(job.data.shape)
-    kept = weights * (5 * window // 2 + 16)
-    return Plan(iterations, work, iterations, kept + batch + 5 * _set_bytes(job))
-
-
-def _herding(job: Job, own: dict[str, Any]) -> Plan:
-    a, device = job.architecture, job.data.train_x.device
-    work = _training(a, 1, len(job.data.train_y), Recipe(epochs=own["epochs"]), device)
-    for size in job.data.train_y.bincount().tolist():
-        work += _cut(a, "forward", 1, size, images_per_pass(a, 1, device), 1)
-    return Plan(own["epochs"], work)
-
-
-def _regularised(job: Job, own: dict[str, Any], base: Plan) -> Plan:
-    """A method with CLOM: its models, and their passes behind every update of the images."""
-    real = clom._source(own["source"], job.data) if own["source"] else job.data
-    pool = [clom._architecture(name, job, real) for name in own["pool"] or [job.architecture.kind]]
-    count, epochs, n = own["models"], own["model_epochs"], len(real.train_y)
-    k, times = (1, round(base.updates / len(pool))) if own["draw"] == "one" else (count, base.updates)
-    work, size = list(base.work), 0
-    for a in pool:
-        work += _training(a, count, n, replace(clom.ORIGINAL, epochs=epochs), job.data.train_x.device)
-        work.append(Work(a, "images", k, job.ipc * job.data.n_classes, times))
-        if own["source"]:
-            work.append(Work(a, "forward", k, min(clom.Clom.batch, n), times))
-        size += NUMBER * count * a.parameter_count() * (1 if own["model_epoch"] is None else epochs + 1)
-    return replace(base, work=work, kept=base.kept + 2 * size, disk=base.disk + size)
-
-
-_PLANS: dict[str, Callable[[Job, dict[str, Any]], Plan]] = {
-    "dc": _gradient_matching,
-    "dsa": _gradient_matching,
-    "dm": _distribution_matching,
-    "mtt": _trajectory_matching,
-    "bptt": _bptt,
-    "rat": _rat_bptt,
-    "herding": _herding,
-}
-"""Methods that use networks; the others cost next to nothing."""
-
-
-# ------------------------------------------------------------------------------------------------------------ passes
-
-
-def _parts(n: int, size: int) -> list[tuple[int, int]]:
-    """The slices of ``n`` things, of at most ``size``: how long, and how many of that length."""
-    whole, rest = divmod(n, size)
-    return [(length, count) for length, count in ((size, whole), (rest, 1)) if length and count]
-
-
-def _batches(n: int, batch: int | None, updates: int) -> list[tuple[int, int]]:
-    """The batches of ``updates`` updates on ``n`` images, epoch by epoch: how large, and how many of that size."""
-    per_epoch, batch = Recipe(updates=updates, batch_size=batch).batches_per_epoch(n), min(batch or n, n)
-    last = updates // per_epoch
-    sizes = ((batch, updates - last), (n - batch * (per_epoch - 1), last))
-    return [(size, count) for size, count in sizes if count]
-
-
-def _cut(a: Architecture, kind: str, k: int, n: int, size: int, times: int, precision: str = "float32") -> list[Work]:
-    """``times`` batches of ``n`` images, each in slices of at most ``size``."""
-    return [Work(a, kind, k, length, count * times, precision) for length, count in _parts(n, size) if times]
-
-
-def _training(
-    a: Architecture,
-    count: int,
-    n: int,
-    recipe: Recipe,
-    device: torch.device,
-    precision: str = "float32",
-    times: int = 1,
-) -> list[Work]:
-    """``training.train`` of ``count`` networks on ``n`` images each, ``times`` over."""
-    work = []
-    for k, groups in _parts(count, networks_together(a, min(recipe.batch_size or n, n), device)):
-        for batch, updates in _batches(n, recipe.batch_size, recipe.total_updates(n)):
-            size = images_per_pass(a, 1, device) if k == 1 and not a.batch_statistics else batch
-            work += _cut(a, "gradient", k, batch, size, groups * updates * times, precision)
-    return work
-
-
-def _unrolled(job: Job, k: int, n: int, times: int, *kinds: str) -> list[Work]:
-    """``times`` batches of ``n`` images through ``k`` networks, in slices as :mod:`ddanalysis.unroll` makes them."""
-    a = job.architecture
-    size = n if a.batch_statistics else images_per_pass(a, k, job.data.train_x.device)
-    return [one for kind in kinds for one in _cut(a, kind, k, n, size, times)]
 
 
 # --------------------------------------------------------------------------------------------------- what passes cost

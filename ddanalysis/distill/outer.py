@@ -25,15 +25,16 @@ def optimise(
     start: Callable[[], Tensors],
     step: Step,
     optimiser: Optimiser,
-    rates: Mapping[str, float],
+    rates: Mapping[str, float] | Callable[[int], Mapping[str, float]],
     iterations: int,
     after: Callable[[Tensors], Numbers] | None = None,
     as_set: Callable[[Tensors], Tensors] = lambda learned: learned,
 ) -> Made:
     """Learn the tensors of ``start`` with one learning rate each: the set they end as, and the history.
 
-    ``after`` is called behind every update: it may change what is learned in place, and gives more to record.
-    ``as_set`` turns what is learned into the "x", "y" and "learning_rates" of a set, as far as they are learned. Raises
+    ``rates`` that change are given as a function of the iteration, counted from 0. ``after`` is called behind every
+    update: it may change what is learned in place, and gives more to record. ``as_set`` turns what is learned into the
+    tensors of a set by name, as far as they are learned or, for "learning_rates" and "order", there. Raises
     ``FloatingPointError`` as soon as a recorded number is not finite; ``what`` names the method there.
     """
     learned, averages, history, carried = _resume(job, start, optimiser)
@@ -47,8 +48,9 @@ def optimise(
         for name, value in recorded.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} of {what} is {value} in iteration {iteration}: lower a learning rate")
+        now = rates(iteration) if callable(rates) else rates
         for name, gradient in gradients.items():
-            old, rate = learned[name], rates[name]
+            old, rate = learned[name], now[name]
             learned[name], averages[name] = update(optimiser, old, averages[name], gradient, rate, iteration)
         for name, value in (recorded | (after(learned) if after else {})).items():
             history.setdefault(name, []).append(value)

@@ -1,0 +1,397 @@
+"""How good are labels learned for real images? The test protocol and the studies of Bohdal et al. (2020).
+
+Twenty fresh networks learn the base images with their labels, by the head, inner batch and number of steps of the set,
+and are tested on all real test images. Baselines are the true labels of the same images, as they are or smoothed, with
+a number of steps found on validation images. A study varies settings and what is tested: other architectures, other
+optimisers, other numbers of steps.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ddanalysis import architectures, artefacts, checks, makers, store
+from ddanalysis.architectures import ZOO, Architecture
+from ddanalysis.data import ImageData
+from ddanalysis.distill import METHODS, Job
+from ddanalysis.distill.base_images import base_images, split, true_labels
+from ddanalysis.distill.label_learners import learn
+from ddanalysis.distill.label_loop import preset
+from ddanalysis.distill.making import Progress
+from ddanalysis.distill.ridge import PUBLISHED, Ridge
+from ddanalysis.distilled import DistilledSet
+from ddanalysis.label_configs import DATASETS, Experiment, Repetitions, Results
+from ddanalysis.parameters import profile_methods
+from ddanalysis.report import Run
+from ddanalysis.seeding import stream_seed
+from ddanalysis.store import Checkpoint, Tensors
+
+LEARNED = {
+    "second-order": ("ld", "linear"),
+    "ridge": ("ld_ridge", "ridge"),
+    "images": ("ld_images", "linear"),
+    "images, ridge": ("ld_images_ridge", "ridge"),
+}
+"""Algorithms that learn: their method, and the head of the networks that are trained on what they made."""
+
+BASELINES = {
+    "true labels": (0.0, "linear"),
+    "smoothed labels": (0.1, "linear"),
+    "true labels, ridge": (0.0, "ridge"),
+    "smoothed labels, ridge": (0.1, "ridge"),
+}
+"""Baselines: their smoothing and their head."""
+
+RATES = {
+    "adam": (0.0003, 0.001, 0.003, 0.01),
+    "sgd": (0.003, 0.01, 0.03, 0.1, 0.3),
+    "momentum": (0.001, 0.003, 0.01, 0.03, 0.1),
+}
+"""The rates among which the best on validation images is taken, by optimiser; momentum is 0.9."""
+
+OFFSETS = (-50, -20, -10, 0, 10, 20, 50, 100)
+"""The published departures from the number of steps of a set."""
+
+COLUMNS = [
+    "study", "variant", "source", "target", "algorithm", "base_examples", "set_seed", "network", "test_network",
+    "optimiser", "rate", "steps", "offset", "epochs", "target_size", "repetition", "accuracy",
+]  # fmt: skip
+_TESTS = ("test_networks", "test_optimisers", "step_offsets", "set_seeds")
+
+
+def probes(base_examples: int) -> list[int]:
+    """The numbers of steps that a baseline tries, as published: to 1,000 for up to 100 base examples, else to 1,701."""
+    if base_examples > 100:
+        return [10, 25, 75, 101, 201, 301, 501, 701, 1001, 1201, 1501, 1701]
+    return sorted({10, 25, 75, *range(50, 1001, 50)})
+
+
+def offset_steps(steps: int, offsets: Sequence[int]) -> list[int]:
+    """``steps`` and so many more or fewer, at least 1 (the published code asks for 0 and fewer too)."""
+    return sorted({steps + offset for offset in offsets if steps + offset > 0})
+
+
+def smoothed(y: Tensor, smoothing: float) -> Tensor:
+    """One-hot rows (n, classes) as 1 - ``smoothing`` of them and a ``smoothing`` shared by all classes alike."""
+    return (1 - smoothing) * y + smoothing / y.shape[1]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One algorithm with one number of base examples and one choice of settings, and how it is tested."""
+
+    study: str
+    algorithm: str
+    base_examples: int
+    settings: dict[str, Any] = field(default_factory=dict)  # of the method, as far as the study says them
+    variant: str = ""  # what of it is varied, in words, where no column of the table says it
+    test_networks: tuple[str, ...] = ()  # () is the network the set was made with
+    test_optimisers: tuple[str, ...] = ()  # () is Adam at the rate of the set
+    step_offsets: tuple[int, ...] = (0,)
+    set_seeds: tuple[int, ...] = ()  # () is those of all studies
+
+    @property
+    def method(self) -> str:
+        """The method whose settings it has: of a baseline, that of label distillation with the same head."""
+        ways = {"linear": "ld", "ridge": "ld_ridge"}
+        return LEARNED[self.algorithm][0] if self.algorithm in LEARNED else ways[self.head]
+
+    @property
+    def head(self) -> str:
+        """Of the networks that are tested."""
+        return (LEARNED | BASELINES)[self.algorithm][1]  # type: ignore[operator, return-value]
+
+    @property
+    def word(self) -> str:
+        """Tells files of sets with other settings apart; studies with the same settings share a set."""
+        return artefacts.digest({}, store.canonical(self.settings))[:8] if self.settings else ""
+
+
+def cases(study: str, given: Mapping[str, Any], classes: int) -> list[Case]:
+    """The cases of one study: every combination of the settings it varies, the last of them fastest.
+
+    ``given`` has an "algorithm" (:data:`LEARNED` or :data:`BASELINES`), the number of "base_examples", settings of
+    label distillation, such as "source", that differ from the profile's, and in "vary" lists of values for any of
+    these. A baseline takes of the settings those that decide its base images. It is tested on "test_networks" (names;
+    none is its own), by "test_optimisers" (of :data:`RATES`; none is Adam at the rate of the set) and after so many
+    more steps than its own, "step_offsets". "set_seeds" may be its own too. Raises ``ValueError`` for anything unknown
+    or impossible.
+    """
+    given = dict(given)
+    varied = given.pop("vary", {})
+    tests = {key: tuple(_list(study, key, given.pop(key))) for key in _TESTS if key in given}
+    for name in tests.get("test_networks", ()):
+        checks.one_of(f"test network of {study}", name, ZOO)
+    for name in tests.get("test_optimisers", ()):
+        checks.one_of(f"test optimiser of {study}", name, RATES)
+    for offset in tests.get("step_offsets", ()):
+        checks.whole(f"step offset of {study}", offset, -(10**9))
+    for seed in tests.get("set_seeds", ()):
+        checks.whole(f"set seed of {study}", seed, 0)
+    if not isinstance(varied, Mapping) or set(varied) & set(_TESTS):
+        raise ValueError(f"vary of {study} is {varied!r}: lists of values for settings, not for tests, are needed")
+    values = [_list(study, key, of) for key, of in varied.items()]
+    return [_case(study, given, dict(zip(varied, chosen, strict=True)), tests, classes) for chosen in product(*values)]
+
+
+def _case(study: str, given: Mapping[str, Any], varied: dict[str, Any], tests: dict[str, Any], classes: int) -> Case:
+    settings = {**given, **varied}
+    for key in ("algorithm", "base_examples"):
+        if key not in settings:
+            raise ValueError(f"the study {study} has no {key}: it is needed, or values of it in vary")
+    algorithm, n = settings.pop("algorithm"), settings.pop("base_examples")
+    checks.one_of(f"algorithm of {study}", algorithm, (*LEARNED, *BASELINES))
+    checks.whole(f"base_examples of {study}", n)
+    if n % classes:
+        raise ValueError(f"base_examples of {study} is {n}: a multiple of the {classes} classes is needed")
+    if algorithm in BASELINES and settings.get("source") == "noise":
+        raise ValueError(f"algorithm of {study} is {algorithm!r} and its source noise, which has no labels")
+    said = ("algorithm", "base_examples", "source", "target_size", "iterations")
+    variant = ", ".join(f"{key} {value}" for key, value in varied.items() if key not in said)
+    case = Case(study, algorithm, n, settings, variant, **tests)
+    METHODS[case.method].settings(settings)
+    return case
+
+
+def _list(study: str, key: str, values: Any) -> list[Any]:
+    if not isinstance(values, (list, tuple)) or not values:
+        raise ValueError(f"{key} of {study} is {values!r}: a list of values is needed")
+    return list(values)
+
+
+def published_study(one: Experiment) -> dict[str, Any]:
+    """A published experiment as a study; its target and its network are not of a study."""
+    algorithm = one.method if one.learn == "labels" else "images" if one.method == "second-order" else "images, ridge"
+    if one.baseline:
+        algorithm = ("smoothed labels" if one.smoothing else "true labels") + ", ridge" * (one.method == "ridge")
+    found: dict[str, Any] = {"algorithm": algorithm, "base_examples": one.base_examples, "inner_batch": one.inner_batch}
+    found |= {"batch_real": one.batch, "set_seeds": [one.seed]}
+    found |= {} if one.baseline else {"iterations": one.iterations}
+    if one.learn == "labels":
+        own = {} if one.source == one.target else {"source": DATASETS[one.source]}
+        found |= own | {"balanced": one.balanced, "overlap": True}
+    if one.method == "second-order":
+        found["inner_rate"] = one.inner_rate
+    if one.family == "target sizes":
+        found["target_size"] = one.target_size
+    if one.step_study:
+        found["step_offsets"] = list(OFFSETS)
+    return found | ({"test_networks": ["AlexCifarNet", "LeNet", "ResNet14"]} if one.network_study else {})
+
+
+@dataclass(frozen=True)
+class Studied:
+    """Sets and how good they are.
+
+    ``table`` has a row a test of :data:`COLUMNS`; accuracies are shares of 1, on all real test images. ``search`` has
+    the mean validation accuracies of baselines by number of steps: study, algorithm, base_examples, set_seed, steps,
+    accuracy. ``sets`` are the sets by study and algorithm, in the order of the table.
+    """
+
+    table: pd.DataFrame
+    search: pd.DataFrame
+    sets: list[tuple[str, str, DistilledSet]]
+
+
+def label_distillation(
+    run: Run,
+    data: ImageData,
+    architecture: Architecture,
+    studies: Mapping[str, Mapping[str, Any]],
+    set_seeds: Sequence[int],
+    repetitions: int = 20,
+    searchers: int = 5,
+) -> Studied:
+    """Make or read the sets of all studies (name -> what :func:`cases` takes), and test them.
+
+    ``data`` are the target. A seed draws base images, validation images and everything random of a set; the
+    ``repetitions`` (published 20) are fresh networks, of the same seeds for every set. Every choice, of a baseline's
+    steps (:func:`probes`) and of an optimiser's rate (:data:`RATES`), is by the mean accuracy of ``searchers`` other
+    networks on the validation images (published: of one network). A number of steps found for the network of the set
+    serves the other test networks too, as published. Raises ``ValueError`` before any work.
+    """
+    if not isinstance(studies, Mapping) or not studies:
+        raise ValueError(f"studies are {studies!r}: a dict of at least one study is needed")
+    checks.whole("repetitions", repetitions)
+    checks.whole("searchers", searchers)
+    planned = [case for name, given in studies.items() for case in cases(name, given, data.n_classes)]
+    benches = [
+        _bench(run, data, architecture, case, seed, searchers)
+        for case in planned
+        for seed in (case.set_seeds or set_seeds)
+    ]
+    if not benches:
+        raise ValueError("no set seeds were given: at least 1 is needed")
+    for bench in benches:
+        if bench.case.algorithm in BASELINES:
+            _base(bench)  # to refuse one with too many classes before hours of work
+    tables, searches, sets = [], [], []
+    for bench in benches:
+        one, search = _baseline(bench) if bench.case.algorithm in BASELINES else (_learned(bench), [])
+        tables += _tests(bench, one, repetitions)
+        searches += search
+        sets.append((bench.case.study, bench.case.algorithm, one))
+    columns = ["study", "algorithm", "base_examples", "set_seed", "steps", "accuracy"]
+    return Studied(pd.DataFrame(tables, columns=COLUMNS), pd.DataFrame(searches, columns=columns), sets)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What all tests of one case and seed share."""
+
+    job: Job
+    run: Run
+    case: Case
+    settings: dict[str, Any]  # all of the method's, those that were None as published
+    searchers: int
+
+    @property
+    def ridge(self) -> Ridge:
+        """The constants of the head, where it is one of ridge regression."""
+        own = [self.settings[name] for name in ("penalty", "head_rate", "scale_rate") if name in self.settings]
+        return Ridge(*own) if own else PUBLISHED
+
+    def split(self) -> tuple[Tensor, Tensor]:
+        """Rows of the training images: those labels are learned from, and those for validation."""
+        return split(self.job.data, self.job.seed, self.settings["validation"], self.settings["target_size"])
+
+    def accuracies(
+        self, one: DistilledSet, a: Architecture, optimiser: str, rate: float, steps: Sequence[int], test: int = 0
+    ) -> Tensor:
+        """Accuracies (K, counts), kept, of K networks after each of ``steps``: of ``test`` ones on the test images, or
+        of the searchers on the validation images.
+        """
+        data, purpose = self.job.data, "test" if test else "search"
+        seeds = [stream_seed(k, "network that learns labels", purpose) for k in range(test or self.searchers)]
+        held_out = self.split()[1]
+        real = (data.test_x, data.test_y) if test else (data.train_x[held_out], data.train_y[held_out])
+        way = {"head": self.case.head, "optimiser": optimiser, "rate": rate, "batch": self.settings["inner_batch"]}
+        arguments = way | {"set": artefacts.fingerprint(one), "network": a.name, "steps": list(steps), "seeds": seeds}
+        arguments |= {"ridge": asdict(self.ridge)} if self.case.head == "ridge" else {}
+        arguments |= {} if test else {"validation": artefacts.digest({"x": real[0], "y": real[1]})}
+
+        def build(checkpoint: Checkpoint | None, progress: Progress | None) -> Tensors:
+            found = learn(
+                a, one.x, one.y, max(steps), seeds=seeds, ridge=self.ridge, real=real, at=steps, checkpoint=checkpoint,
+                progress=progress, **way,
+            )  # fmt: skip
+            return {"accuracy": found.accuracy}
+
+        name = f"{one.name}_{a.name}_{purpose}_{artefacts.digest({}, store.canonical(arguments))[:12]}"
+        return artefacts.artefact(self.run, "trained", name, data, "label learners", 1, arguments, build)["accuracy"]
+
+
+def _bench(run: Run, data: ImageData, architecture: Architecture, case: Case, seed: int, searchers: int) -> _Bench:
+    job = Job(data, architecture, case.base_examples // data.n_classes, seed)
+    profile = profile_methods(run.root / "params", run.profile).get(case.method, {})
+    own = {key: value for key, value in profile.items() if key != "ipc"} | case.settings
+    settings = METHODS[case.method].settings(own)
+    return _Bench(job, run, case, preset(job, "labels" if "source" in settings else "images", settings), searchers)
+
+
+def _learned(bench: _Bench) -> DistilledSet:
+    """The set of a method that learns, with its number of steps in its learning rates."""
+    job, case = bench.job, bench.case
+    own = {case.method: case.settings | {"ipc": [job.ipc]}}
+    found = makers.distilled_sets(
+        bench.run, job.data, job.architecture, [case.method], [job.ipc], [job.seed], own, study=case.word
+    )
+    return found.sets[0]
+
+
+def _baseline(bench: _Bench) -> tuple[DistilledSet, list[dict[str, Any]]]:
+    """The base images with their own labels and the steps that are best on validation images, and the search."""
+    job, case, own = bench.job, bench.case, bench.settings
+    data, grid, (x, y) = job.data, probes(case.base_examples), _base(bench)
+    one = DistilledSet(
+        x, y, data.n_classes, data.mean, data.std, re.sub("[ ,]+", "_", case.algorithm), data.name, job.ipc,
+        job.architecture.name, job.seed, whitening=data.whitening,
+        settings={key: own[key] for key in ("source", "balanced", "overlap", "inner_batch", "network_rate")},
+    )  # fmt: skip
+    found = bench.accuracies(one, job.architecture, "adam", own["network_rate"], grid).mean(0).tolist()
+    rates = torch.full((grid[_first_best(found)],), own["network_rate"], device=x.device)
+    what = {"study": case.study, "algorithm": case.algorithm, "base_examples": case.base_examples, "set_seed": job.seed}
+    rows = [what | {"steps": steps, "accuracy": value} for steps, value in zip(grid, found, strict=True)]
+    return replace(one, learning_rates=rates), rows
+
+
+def _base(bench: _Bench) -> tuple[Tensor, Tensor]:
+    """The base images of a baseline and their labels."""
+    own, data, seed = bench.settings, bench.job.data, bench.job.seed
+    pool = None if own["overlap"] else split(data, seed, own["validation"])[0]
+    x, classes = base_images(data, bench.case.base_examples, seed, own["source"], own["balanced"], pool)
+    return x, smoothed(true_labels(classes, data.n_classes), BASELINES[bench.case.algorithm][0])
+
+
+def _tests(bench: _Bench, one: DistilledSet, repetitions: int) -> list[dict[str, Any]]:
+    """The rows of one set: by test network, optimiser, number of steps and repetition."""
+    job, case, own = bench.job, bench.case, bench.settings
+    rows: list[dict[str, Any]] = []
+    taught = len(bench.split()[0])
+    epochs = 0.0 if case.algorithm in BASELINES else own["iterations"] / math.ceil(taught / own["batch_real"])
+    what = {
+        "study": case.study, "variant": case.variant,
+        "source": own.get("source", "") or job.data.name, "target": job.data.name,
+        "algorithm": case.algorithm, "base_examples": case.base_examples, "set_seed": job.seed,
+        "network": job.architecture.name, "epochs": epochs, "target_size": taught,
+    }  # fmt: skip
+    counts = offset_steps(_steps(one), case.step_offsets)
+    for name, optimiser in product(case.test_networks or ("",), case.test_optimisers or ("",)) if counts else ():
+        a = _network(job, name)
+        rate = _rate(bench, one, a, optimiser) if optimiser else own["network_rate"]
+        found = bench.accuracies(one, a, optimiser or "adam", rate, counts, repetitions)
+        tested = what | {"test_network": a.name, "optimiser": optimiser or "adam", "rate": rate}
+        rows += [
+            tested | {"steps": steps, "offset": steps - _steps(one), "repetition": k, "accuracy": float(found[k, i])}
+            for i, steps in enumerate(counts)
+            for k in range(repetitions)
+        ]
+    return rows
+
+
+def _steps(one: DistilledSet) -> int:
+    """How long to train on a set."""
+    if one.learning_rates is None:
+        raise ValueError(f"{one.name} has no learning rates: one a step is needed, to say how long to train")
+    return len(one.learning_rates)
+
+
+def _network(job: Job, name: str) -> Architecture:
+    """A test network; of the kind the set was made with, it is the very same."""
+    if name in ("", job.architecture.kind):
+        return job.architecture
+    return architectures.build(name, job.data.shape, job.data.n_classes)
+
+
+def _rate(bench: _Bench, one: DistilledSet, a: Architecture, optimiser: str) -> float:
+    """The rate of an optimiser with which the searchers do best after the steps of the set."""
+    rates, steps = RATES[optimiser], [_steps(one)]
+    return rates[_first_best([float(bench.accuracies(one, a, optimiser, r, steps).mean()) for r in rates])]
+
+
+def _first_best(values: Sequence[float]) -> int:
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def results(table: pd.DataFrame, search: pd.DataFrame | None = None) -> Results:
+    """The rows of one set as :func:`label_configs.write_results` takes them, with those of its search.
+
+    Raises ``ValueError`` for tests by several optimisers or of several sets, of which that layout knows nothing.
+    """
+    keys = ["test_network", "steps"]
+    if table.duplicated([*keys, "repetition"]).any():
+        raise ValueError("the table has several sets or optimisers: the published layout is for one set, and for Adam")
+    several = table["test_network"].nunique() > 1
+    tests = [
+        Repetitions(int(steps), tuple(rows["accuracy"]), network=network if several else "")
+        for (network, steps), rows in table.groupby(keys, sort=False)
+    ]
+    probed = {} if search is None else dict(zip(search["steps"], search["accuracy"], strict=True))
+    return Results(tuple(tests), search={int(steps): float(value) for steps, value in probed.items()})

@@ -1,0 +1,340 @@
+"""Studies of sets made step by step, with hard and with soft labels: how well networks do before and after them.
+
+A study is a dict: the "method" ("dd" or "sldd"), "ipc", any settings of the method, and "vary", {setting: values}, all
+combinations of which are made. Sets and what networks learn of them are kept as artefacts, so that a study that is
+changed costs what is new in it. The baselines of real images give rows of the same table.
+
+Sources: Wang et al. 2018, *Dataset distillation*; Sucholutsky and Schonlau 2019, *Soft-label dataset distillation*.
+"""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from ddanalysis import architectures, checks, makers, store
+from ddanalysis.analysis import held_out, real_baselines
+from ddanalysis.analysis.held_out import Examiner, Replay
+from ddanalysis.architectures import Architecture
+from ddanalysis.compute import Compute
+from ddanalysis.data import ImageData
+from ddanalysis.distill import METHODS, dataset_distillation, label_starts
+from ddanalysis.distilled import DistilledSet
+from ddanalysis.parameters import profile_methods
+from ddanalysis.report import Run
+from ddanalysis.store import Tensors
+
+COLUMNS = [
+    "study", "dataset", "mode", "initialisation", "images", "labels", "label_init", "steps", "epochs", "optimiser",
+    "set_seed", "network", "network_seed", "accuracy_before", "accuracy", "variation", "order", "rate", "loss_before",
+    "loss",
+]  # fmt: skip
+"""Of the table: accuracies are shares of 1 on all test images, ``epochs`` are passes, ``variation`` says what is varied
+within a study, ``rate`` is missing for the set's own, ``network_seed`` is the network's number among those tested.
+"""
+
+ATTACK_COLUMNS = [
+    "study", "dataset", "images", "steps", "set_seed", "network", "network_seed", "attacked", "target", "measure",
+    "before", "after", "variation",
+]  # fmt: skip
+
+BASELINES = (*real_baselines.REAL, "optimised real", "nearest neighbours, random real", "nearest neighbours, k-means")
+
+METHOD_NAMES = ("dd", "sldd")
+PLACES = ("method", "ipc", "test_architectures", "replays")
+"""What a study says beside the settings of its method, and "vary"."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One set to be made for each seed, and how it is tested; ``varied`` is what a study varies, as it is here.
+
+    Each of ``replays`` is a choice among one or more, on training images; none is the way the set was learned.
+    ``test_architectures`` are names of the zoo, none for the set's own.
+    """
+
+    study: str
+    method: str
+    ipc: int
+    settings: dict[str, Any]
+    varied: dict[str, Any] = field(default_factory=dict)
+    replays: tuple[tuple[Replay, ...], ...] = ()
+    test_architectures: tuple[str, ...] = ()
+
+    @property
+    def variation(self) -> str:
+        """What is varied, in words."""
+        return ", ".join(f"{name}={value}" for name, value in self.varied.items())
+
+    @property
+    def word(self) -> str:
+        """What the files of its sets are called by."""
+        return "_".join([self.study, *(f"{name}-{_as_word(value)}" for name, value in self.varied.items())])
+
+    @property
+    def identity(self) -> str:
+        """What decides its sets."""
+        return store.canonical({"": [self.method, self.ipc, METHODS[self.method].settings(dict(self.settings))]})
+
+
+def _as_word(value: object) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", str(value)).strip("-") if not isinstance(value, float) else f"{value:g}"
+
+
+def variants(
+    studies: Mapping[str, Mapping[str, Any]], n_classes: int, recipes: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Variant]:
+    """Every variant of every study, the last of what is varied fastest.
+
+    ``recipes`` are settings of each method that hold where a study says nothing. Raises ``ValueError`` that names the
+    study for anything unknown or impossible that can be seen before any work.
+    """
+    if not studies:
+        raise ValueError("no studies were given: at least 1 is needed")
+    found = [variant for name, study in studies.items() for variant in _crossed(name, study, recipes or {})]
+    for one in found:
+        _check(one, n_classes)
+    for name, study in itertools.groupby(sorted(found, key=lambda v: v.word), key=lambda v: v.word):
+        if len({v.identity for v in study}) > 1:
+            raise ValueError(f"two studies would keep different sets as {name}: rename one of them")
+    return found
+
+
+def _crossed(name: str, study: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]]) -> list[Variant]:
+    if not re.fullmatch(r"[A-Za-z0-9-]+", name):
+        raise ValueError(f"a study is called {name!r}: letters, digits and - alone are allowed, since it names files")
+    if not isinstance(study, Mapping) or not isinstance(study.get("vary", {}), Mapping):
+        raise ValueError(f"the study {name} is {study!r}: a dict is needed, and so is its vary")
+    vary = dict(study.get("vary", {}))
+    for key, values in vary.items():
+        if not isinstance(values, (list, tuple)) or not values:
+            raise ValueError(f"vary of the study {name} has {key} = {values!r}: a list of values is needed")
+        if key in ("test_architectures", "replays"):
+            raise ValueError(f"vary of the study {name} has {key}: all that are listed in the study itself are tested")
+    plain = {key: value for key, value in study.items() if key != "vary"}
+    chosen = (dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values()))
+    return [_variant(name, plain | one, one, recipes) for one in chosen]
+
+
+def _variant(
+    name: str, own: Mapping[str, Any], varied: dict[str, Any], recipes: Mapping[str, Mapping[str, Any]]
+) -> Variant:
+    method, ipc = own.get("method", "dd"), own.get("ipc", 1)
+    checks.one_of(f"method of the study {name}", method, METHOD_NAMES)
+    checks.whole(f"ipc of the study {name}", ipc)
+    for key in own:
+        checks.one_of(f"setting of the study {name}", key, [*PLACES, "vary", *METHODS[method].settings({})])
+    settings = {key: value for key, value in own.items() if key not in PLACES}
+    settings = {key: value for key, value in recipes.get(method, {}).items() if key != "ipc"} | settings
+    inner = METHODS[method].settings(dict(settings))["inner"]
+    replays = tuple(_choice(name, inner, one) for one in own.get("replays", ()))
+    networks = tuple(own.get("test_architectures", ()))
+    for network in networks:
+        checks.one_of(f"test architecture of the study {name}", network, architectures.ZOO)
+    return Variant(name, method, ipc, settings, varied, replays, networks)
+
+
+def _check(one: Variant, n_classes: int) -> None:
+    """Refuse settings that could only fail hours later, when the sets before these are made."""
+    try:
+        own = dataset_distillation.Settings(**METHODS[one.method].settings(dict(one.settings)))
+        dataset_distillation.step_order(n_classes, one.ipc, own.steps, own.passes)
+        checks.one_of("label_start", own.label_start, [*label_starts.STARTS, "given"])
+        for what, classes in (("label_classes", own.label_classes), ("attack", own.attack)):
+            for c in classes or ():
+                checks.one_of(f"class in {what}", c, range(n_classes))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the study {one.study} is impossible: {error}") from error
+
+
+def _choice(name: str, inner: str, given: Mapping[str, Any]) -> tuple[Replay, ...]:
+    """The replays that a dict stands for: one for each of its rates."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"replays of the study {name} have {given!r}: a dict is needed")
+    for key in given:
+        checks.one_of(f"replay setting of the study {name}", key, [f.name for f in fields(Replay)])
+    rates = given.get("rate", 0.0)
+    rates = rates if isinstance(rates, (list, tuple)) and rates else [rates]
+    return tuple(Replay(**({"optimiser": inner} | dict(given) | {"rate": rate})) for rate in rates)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What studies found: the sets that were made, their losses, and the tables (``COLUMNS``, ``ATTACK_COLUMNS``)."""
+
+    sets: list[tuple[Variant, DistilledSet]]
+    history: pd.DataFrame  # study, variation, dataset, method, ipc, set_seed, iteration, component, value
+    table: pd.DataFrame
+    attacks: pd.DataFrame
+
+
+def soft_labels(
+    run: Run,
+    data: ImageData,
+    architecture: Architecture,
+    studies: Mapping[str, Mapping[str, Any]],
+    set_seeds: Sequence[int],
+    test_networks: int = 200,
+    compute: Compute = Compute(),
+) -> Found:
+    """Sets of every variant of every ``studies`` and seed, and ``test_networks`` networks before and after each.
+
+    Networks are those that a set is for: the fixed ones themselves, else random or pretrained ones that it never met.
+    Variants of the same settings share their sets. Raises ``ValueError`` before any work for a study that is wrong.
+    """
+    found = variants(studies, data.n_classes, profile_methods(run.root / "params", run.profile))
+    checks.whole("test_networks", test_networks)
+    examiner = Examiner(run, data, test_networks, compute)
+    words = {variant.identity: variant.word for variant in reversed(found)}
+    sets, histories, tables, attacks = [], [], [], []
+    for variant in found:
+        settings = {variant.method: variant.settings | {"ipc": [variant.ipc]}}
+        made = makers.distilled_sets(
+            run, data, architecture, [variant.method], [variant.ipc], set_seeds, settings, study=words[variant.identity]
+        )
+        histories.append(made.history.assign(study=variant.study, variation=variant.variation))
+        for one in made.sets:
+            sets.append((variant, one))
+            for rows, misled in _test(examiner, variant, one, architecture):
+                tables.append(rows)
+                attacks += [misled] if misled is not None else []
+    history = pd.concat(histories, ignore_index=True)
+    empty = pd.DataFrame(columns=ATTACK_COLUMNS)
+    return Found(sets, history, _joined(tables), pd.concat(attacks, ignore_index=True) if attacks else empty)
+
+
+def _test(
+    examiner: Examiner, variant: Variant, one: DistilledSet, own: Architecture
+) -> list[tuple[pd.DataFrame, pd.DataFrame | None]]:
+    """The rows of a set under every replay on every architecture, and those of its attack if it is one."""
+    data, tables = examiner.data, []
+    for name in variant.test_architectures or (own.kind,):
+        a = own if name == own.kind else architectures.build(name, data.shape, data.n_classes)
+        for replays in variant.replays or ((Replay(optimiser=one.settings.get("inner", "sgd")),),):
+            replay = examiner.chosen([one], a, one.settings, one.seed, replays)
+            found = examiner.outcome(one, a, one.settings, one.seed, replay)
+            columns = {"study": variant.study, "variation": variant.variation, "mode": mode(one.settings)}
+            columns |= {"network": own.name if name == own.kind else name, "label_init": label_start(one.settings)}
+            rows, attack = _rows(columns, one, one.settings, replay, found), one.settings.get("attack")
+            tables.append((rows, _attack_rows(rows, data.classes, found, attack) if attack else None))
+    return tables
+
+
+def mode(settings: Mapping[str, Any]) -> str:
+    """What a set is for, by the settings that it was made with: "basic", "adaptation" or "attack"."""
+    return "attack" if settings.get("attack") else "adaptation" if settings.get("source") else "basic"
+
+
+def label_start(settings: Mapping[str, Any]) -> str:
+    """How the labels of a set began, in words."""
+    own = {"label_start": "one-hot", "label_shift": 0.0, "label_scale": 1.0, "label_softmax": False} | dict(settings)
+    words = [str(own["label_start"])]
+    words += [f"shift {own['label_shift']:g}"] if own["label_shift"] != 0 else []
+    words += [f"scale {own['label_scale']:g}"] if own["label_scale"] != 1 else []
+    return ", ".join(words + (["softmax"] if own["label_softmax"] else []))
+
+
+def hard(one: DistilledSet) -> bool:
+    """Whether the labels of a set are hard: class ids, or rows that are all one-hot."""
+    if not one.y.is_floating_point():
+        return True
+    return bool(((one.y == 0) | (one.y == 1)).all() and (one.y.sum(1) == 1).all())
+
+
+def _rows(
+    columns: Mapping[str, Any], one: DistilledSet, settings: Mapping[str, Any], replay: Replay, found: Tensors
+) -> pd.DataFrame:
+    """The rows of a set that was tested: one for each network."""
+    what = {
+        "variation": "", "label_init": "one-hot", "dataset": one.dataset, "images": len(one), "set_seed": one.seed,
+        "labels": "hard" if hard(one) else "soft", "initialisation": settings["networks"], "steps": settings["steps"],
+        "epochs": replay.passes or settings["passes"], "optimiser": replay.optimiser, "order": replay.order,
+        "rate": float(f"{replay.rate:.6g}") or float("nan"), "network_seed": range(len(found["accuracy"])),
+    }  # fmt: skip
+    measured = {name: found[name].double().numpy() for name in ("accuracy_before", "accuracy", "loss_before", "loss")}
+    return pd.DataFrame(what | dict(columns) | measured)[COLUMNS].astype({"steps": "Int64", "epochs": "Int64"})
+
+
+def _attack_rows(rows: pd.DataFrame, classes: Sequence[str], found: Tensors, attack: Sequence[int]) -> pd.DataFrame:
+    """What an attack did to every network of ``rows``, a row a measure."""
+    pair = (attack[0], attack[1])
+    both = [held_out.attack_measures(found[name], pair) for name in ("counts_before", "counts")]
+    keys = rows[[name for name in ATTACK_COLUMNS if name in rows]]
+    tables = []
+    for measure in ("all classes", "all classes, modified labels", *classes, "attacked as target"):
+        before, after = (_measure(one, measure, classes) for one in both)
+        tables.append(keys.assign(measure=measure, before=before.numpy(), after=after.numpy()))
+    names = {"attacked": classes[pair[0]], "target": classes[pair[1]]}
+    return pd.concat(tables, ignore_index=True).assign(**names)[ATTACK_COLUMNS]
+
+
+def _measure(found: held_out.Attack, measure: str, classes: Sequence[str]) -> Tensor:
+    if measure in classes:
+        return found.by_class[:, classes.index(measure)]
+    named = {"all classes": found.accuracy, "all classes, modified labels": found.modified}
+    return named.get(measure, found.as_target)
+
+
+def baselines(
+    run: Run,
+    data: ImageData,
+    architecture: Architecture,
+    set_seeds: Sequence[int],
+    test_networks: int = 200,
+    ipc: int = 10,
+    settings: Mapping[str, Any] | None = None,
+    names: Sequence[str] = BASELINES,
+    rates: Sequence[float] = real_baselines.RATES,
+    neighbours: Sequence[tuple[int, float]] = real_baselines.NEIGHBOURS,
+    candidates: int = 50,
+    study: str = "baselines",
+    compute: Compute = Compute(),
+) -> pd.DataFrame:
+    """Real images in place of distilled ones: rows as of :func:`soft_labels`, the baseline's name as their mode.
+
+    ``settings`` are those of dataset distillation that it stands beside: they say the networks, and the steps and
+    passes in which ``ipc`` images a class are walked. Nearest neighbours have no networks. Raises ``ValueError`` for
+    unknown names and settings before any work.
+    """
+    recipe = profile_methods(run.root / "params", run.profile).get("dd", {})
+    known = METHODS["dd"].settings({key: value for key, value in recipe.items() if key != "ipc"} | dict(settings or {}))
+    for name in names:
+        checks.one_of("baseline", name, BASELINES)
+    dataset_distillation.step_order(data.n_classes, ipc, known["steps"], known["passes"])
+    examiner, tables = Examiner(run, data, test_networks, compute), []
+    for name in names:
+        plain = name.removeprefix("nearest neighbours, ")
+        one_rate = rates if name == plain else rates[:1]
+        sets = real_baselines.chosen_sets(examiner, plain, architecture, known, ipc, set_seeds, one_rate, candidates)
+        if name != plain:
+            tables.append(_neighbour_rows(examiner, study, name, sets, neighbours))
+            continue
+        for one in sets:
+            replay = Replay(rate=float(one.learning_rates[0]))  # type: ignore[index]
+            found, columns = examiner.outcome(one, architecture, known, one.seed, Replay()), {"mode": name}
+            columns |= {"study": study, "network": architecture.name}
+            tables.append(_rows(columns, one, known, replay, found))
+    return _joined(tables)
+
+
+def _neighbour_rows(
+    examiner: Examiner, study: str, name: str, sets: Sequence[DistilledSet], grid: Sequence[tuple[int, float]]
+) -> pd.DataFrame:
+    """A row for each set by whose images test images are classified."""
+    neighbours, norm, accuracy = real_baselines.neighbour_accuracy(examiner, sets, grid)
+    what = {
+        "study": study, "dataset": examiner.data.name, "mode": name, "images": [len(one) for one in sets],
+        "labels": "hard", "label_init": "one-hot", "set_seed": [one.seed for one in sets],
+        "network": "nearest neighbours", "accuracy": accuracy.numpy(),
+        "variation": f"neighbours={neighbours}, norm={norm:g}",
+    }  # fmt: skip
+    return pd.DataFrame(what)
+
+
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    table = pd.concat(tables, ignore_index=True).reindex(columns=COLUMNS)
+    return table.astype({name: "Int64" for name in ("steps", "epochs", "network_seed")})

@@ -1,0 +1,399 @@
+"""Dataset distillation, and the same with soft labels: images, labels and step sizes learned through training on them.
+
+Wang, Zhu, Torralba and Efros, *Dataset distillation* (2018): S steps, each with k images of every class, are walked in
+order, E times over, by plain gradient descent on whole batches, with a learned step size for each of the T = S E
+updates. What is learned follows the exact gradient of the trained networks' loss on real images
+(:mod:`ddanalysis.unroll`). Sucholutsky and Schonlau, *Soft-label dataset distillation* (2019), learn the labels too,
+rows of any real numbers, so that a set may have fewer images than classes.
+
+A step of size r on labels y is one of size 1 on labels r y: so the step sizes learn as labels do, and nothing is kept
+of a step but the weights before it.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddanalysis import augment, checks, data, networks, training, unroll
+from ddanalysis.architectures import Architecture
+from ddanalysis.compute import Compute, networks_together, slices
+from ddanalysis.data import ImageData
+from ddanalysis.distill import label_starts, outer
+from ddanalysis.distill.making import Job, Made, Progress
+from ddanalysis.distilled import DistilledSet
+from ddanalysis.networks import INITIALISATIONS, Networks
+from ddanalysis.seeding import generator, stream_seed
+from ddanalysis.store import Checkpoint, Tensors
+from ddanalysis.training import Recipe, epoch_order
+from ddanalysis.unroll import Optimiser
+
+BETAS = {"adam": (0.5, 0.999), "adamw": (0.9, 0.999)}
+"""Of the outer optimisers: the published one, and PyTorch's AdamW."""
+
+PRETRAINING = {"mnist": (40, 20, 2e-4), "usps": (130, 40, 2e-4), "svhn": (65, 20, 2e-4), "cifar10": (50, 7, 1e-3)}
+"""How pretrained networks learn: epochs, epochs from one halving of the rate to the next, rate; as MNIST elsewhere."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of :func:`dd`, by default the published ones; making one checks what can be checked without data."""
+
+    iterations: int = 23_600
+    steps: int = 10
+    passes: int = 3
+    step_size: float = 0.02
+    rate: float = 0.01
+    decay: float = 0.5
+    decay_every: int = 2_360
+    batch_real: int = 1024
+    networks: str = "random"
+    at_once: int = 1
+    fixed: int = 1
+    weights: str = "xavier_normal"
+    learn_images: bool = True
+    learn_labels: bool = False
+    learn_rates: bool = True
+    label_start: str = "one-hot"
+    label_file: str = ""
+    label_scale: float = 1.0
+    label_shift: float = 0.0
+    label_softmax: bool = False
+    label_classes: Sequence[int] | None = None
+    attack: Sequence[int] | None = None
+    source: str = ""
+    pretrained: int = 200
+    pretrained_epochs: int | None = None
+    initialisation: str = "noise"
+    strategy: str = ""
+    inner: str = "sgd"
+    positive_rates: bool = True
+    shared_rate: bool = False
+    outer: str = "adam"
+    weight_decay: float = 0.0
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "steps", "passes", "decay_every", "batch_real", "at_once", "fixed", "pretrained"):
+            checks.whole(f"{name} of DD", getattr(self, name))
+        checks.whole("pretrained_epochs of DD", 1 if self.pretrained_epochs is None else self.pretrained_epochs)
+        for name in ("rate", "weight_decay"):
+            checks.at_least(f"{name} of DD", getattr(self, name), 0)
+        for name, highest in (("step_size", math.inf), ("decay", 1.0)):
+            if not 0 < getattr(self, name) <= highest:
+                raise ValueError(f"{name} of DD is {getattr(self, name)!r}: it must be above 0, and at most {highest}")
+        checks.one_of("networks of DD", self.networks, ("random", "fixed", "pretrained"))
+        checks.one_of("weights of DD", self.weights, INITIALISATIONS)
+        checks.one_of("inner optimiser of DD", self.inner, ("sgd", "adam"))
+        checks.one_of("outer optimiser of DD", self.outer, tuple(BETAS))
+        if self.weight_decay and self.outer != "adamw":
+            raise ValueError(f"weight_decay of DD is {self.weight_decay}: it is for outer 'adamw'")
+        if self.source and self.networks != "pretrained":
+            raise ValueError(f"source of DD is {self.source!r}: networks are {self.networks!r}, not 'pretrained' on it")
+        if not (self.learn_images or self.learn_labels or self.learn_rates):
+            raise ValueError("DD is to learn neither images nor labels nor rates: there is nothing to do")
+        augment.parse_strategy(self.strategy)
+        Compute(compiled=self.compiled)
+
+    def rate_in(self, iteration: int) -> float:
+        """The rate of everything that is learned, in ``iteration``, counted from 0."""
+        return self.rate * self.decay ** (iteration // self.decay_every)
+
+
+def _distil(job: Job, own: Settings) -> Made:
+    """A set that is walked in ``steps`` steps, ``passes`` times, with ``job.ipc`` images a class in all of them.
+
+    The defaults are the published ones. Each of the steps times passes updates has a step size of its own, at first
+    ``step_size`` (one for all, ``shared_rate``), kept above 0 by a softplus unless ``positive_rates`` is False. The
+    loss on ``batch_real`` real images, a permutation of them each epoch, under the DSA ``strategy`` (published: none
+    for digits, "crop_flip" comes near that for CIFAR-10), is that of ``networks``: "random", ``at_once`` fresh ones of
+    the law ``weights`` each iteration; "fixed", the same ``fixed`` ones; "pretrained", ``at_once`` of ``pretrained``
+    ones that learned the dataset ``source`` ("": the job's), by ``PRETRAINING`` but for ``pretrained_epochs``.
+    ``attack`` [a, b] has that loss call class a b. All learn by Adam at ``rate``, times ``decay`` after every
+    ``decay_every`` iterations (the published code decays an epoch early); ``outer`` may be "adamw", with
+    ``weight_decay``, and ``inner`` "adam" in place of "sgd".
+
+    Images start as "noise", "real", "uniform" pixels or "given", class by class of ``label_classes`` (None: all).
+    Labels are hard unless they are learned or start otherwise than "one-hot": as :func:`label_starts.start` has it from
+    ``label_file``, or the "given" set's; plus ``label_shift``, times ``label_scale``; under ``label_softmax`` networks
+    learn the softmax of these rows, and the set has that. ``history`` has every loss, and the mean step size after it.
+    """
+    plan = _Plan.of(job, own)
+    return outer.optimise(
+        job, "DD", lambda: {name: plan.start[name].clone() for name in plan.learns}, lambda *given: _step(plan, *given),
+        Optimiser("adam", betas=BETAS[own.outer]), lambda iteration: dict.fromkeys(plan.start, own.rate_in(iteration)),
+        own.iterations, partial(_rate_now, plan), plan.as_set,
+    )  # fmt: skip
+
+
+def _method(name: str, defaults: Settings) -> Callable[..., Made]:
+    """:func:`_distil` as a method of ``METHODS``, its settings in its signature."""
+
+    def make(job: Job, **settings: Any) -> Made:
+        return _distil(job, replace(defaults, **settings))
+
+    first = [inspect.Parameter("job", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    own = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=v) for key, v in asdict(defaults).items()]
+    make.__name__, make.__doc__ = name, _distil.__doc__
+    make.__signature__ = inspect.Signature(first + own)  # type: ignore[attr-defined]
+    return make
+
+
+dd = _method("dd", Settings())
+sldd = _method("sldd", Settings(learn_labels=True))
+
+
+def step_order(n_classes: int, ipc: int, steps: int, passes: int) -> Tensor:
+    """Rows (steps * passes, batch) of a class-major set of ``ipc`` images a class that is walked step by step.
+
+    Step s has images s * k to (s + 1) * k - 1 of every class, class by class, where k = ipc / steps.
+    """
+    if ipc % steps:
+        raise ValueError(f"ipc is {ipc} and steps of DD {steps}: every step needs as many images of a class")
+    rows = torch.arange(n_classes * ipc).view(n_classes, steps, ipc // steps)
+    return rows.transpose(0, 1).flatten(1).repeat(passes, 1)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A job with what its settings amount to: the tensors at the start, learned or not, by name, and the networks."""
+
+    job: Job
+    own: Settings
+    order: Tensor  # (T, B) rows
+    start: Tensors  # "x" (n, c, h, w), "y" (n, C) real or (n,) ids, "rates" (T,) or (1,), before the softplus
+    pool: Callable[[int], Networks]  # of an iteration
+
+    @staticmethod
+    def of(job: Job, own: Settings) -> "_Plan":
+        n = job.data.n_classes
+        classes = _class_ids("label_classes", range(n) if own.label_classes is None else own.label_classes, n)
+        if own.attack is not None:
+            _class_ids("attack", own.attack, n, 2)
+        order = step_order(len(classes), job.ipc, own.steps, own.passes).to(job.data.train_x.device)
+        size = torch.full((1 if own.shared_rate else len(order),), own.step_size, dtype=torch.float64)
+        raw = size + torch.log(-torch.expm1(-size)) if own.positive_rates else size
+        start = {"x": _images(job, own, classes), "y": _labels(job, own, classes), "rates": raw.to(job.data.train_x)}
+        return _Plan(job, own, order, start, _sampler(job, own))
+
+    @property
+    def learns(self) -> list[str]:
+        chosen = {"x": self.own.learn_images, "y": self.own.learn_labels, "rates": self.own.learn_rates}
+        return [name for name, asked in chosen.items() if asked]
+
+    def rates(self, now: Tensors) -> Tensor:
+        """The step sizes (T,)."""
+        return (F.softplus(now["rates"]) if self.own.positive_rates else now["rates"]).expand(len(self.order))
+
+    def labels(self, now: Tensors) -> Tensor:
+        """The labels as they are trained with: (n, C), or (n,) ids."""
+        return now["y"].softmax(1) if self.own.label_softmax else now["y"]
+
+    def as_set(self, learned: Tensors) -> Tensors:
+        now = self.start | learned
+        own = {"y": self.labels(now).detach(), "learning_rates": self.rates(now).detach().clone()}
+        return own | {"x": now["x"], "order": self.order}
+
+    def batches(self, now: Tensors) -> tuple[unroll.Batches, Tensor]:
+        """The batches of the steps, and their rates: 1, where the labels have the step sizes in them."""
+        sizes, scaled = self.rates(now), self.own.inner == "sgd"
+
+        def batch(t: int) -> tuple[Tensor, Tensor]:
+            x, y = (tensor[self.order[t]] for tensor in (now["x"], self.labels(now)))
+            if not scaled:
+                return x, y
+            soft = y if y.is_floating_point() else F.one_hot(y, self.job.data.n_classes).to(x.dtype)
+            return x, self.rates(now)[t] * soft
+
+        return batch, torch.ones_like(sizes) if scaled else sizes
+
+
+def _class_ids(what: str, given: Sequence[int], n: int, count: int | None = None) -> list[int]:
+    wanted = len(given) if count is None else count
+    if not given or not len(set(given)) == len(given) == wanted or not set(given) <= set(range(n)):
+        raise ValueError(f"{what} of DD is {list(given)}: {wanted or 1} different classes, 0 to {n - 1}, are needed")
+    return list(given)
+
+
+def _images(job: Job, own: Settings, classes: list[int]) -> Tensor:
+    """The images (n, c, h, w) to begin with, those of a class the same whatever other classes there are."""
+    x = job.data.train_x
+    checks.one_of("initialisation of the images", own.initialisation, ("noise", "real", "uniform", "given"))
+    if own.initialisation == "given":
+        return _given(job, len(classes)).x.to(x)
+    if own.initialisation == "uniform":
+        shape = (job.ipc * job.data.n_classes, *job.data.shape)
+        pixels = torch.rand(shape, generator=generator(job.seed, "uniform images"), dtype=x.dtype)
+        mean, std = (torch.tensor(v, dtype=x.dtype).view(-1, 1, 1) for v in (job.data.mean, job.data.std))
+        every = (pixels - mean) / std
+    else:
+        every = job.start(own.initialisation)
+    return every.view(job.data.n_classes, job.ipc, *job.data.shape)[classes].flatten(0, 1).to(x)
+
+
+def _given(job: Job, classes: int) -> DistilledSet:
+    """The given set, if it has the images that are to be made."""
+    if job.given is None:
+        raise ValueError("images or labels of DD are to start as 'given' and no set is: name its file")
+    shape = (classes * job.ipc, *job.data.shape)
+    if tuple(job.given.x.shape) != shape:
+        raise ValueError(f"the given set {job.given.name} has images {tuple(job.given.x.shape)}: {shape} are needed")
+    return job.given
+
+
+def _labels(job: Job, own: Settings, classes: list[int]) -> Tensor:
+    """The labels to begin with: rows of numbers, or ids where these are all there is to them."""
+    checks.one_of("label_start of DD", own.label_start, (*label_starts.STARTS, "given"))
+    plain = (own.label_scale, own.label_shift, own.label_softmax) == (1.0, 0.0, False)
+    if own.label_start == "one-hot" and plain and not own.learn_labels:
+        return torch.tensor(classes, device=job.data.train_x.device).repeat_interleave(job.ipc)
+    if own.label_start == "given":
+        y = _given(job, len(classes)).y
+        rows = (y if y.is_floating_point() else F.one_hot(y, job.data.n_classes)).to(job.data.train_x)
+    else:
+        rows = label_starts.start(own.label_start, job.data, classes, job.ipc, job.seed, own.label_file)
+    return (rows + own.label_shift) * own.label_scale
+
+
+def _step(plan: _Plan, iteration: int, learned: Tensors, _: outer.Numbers) -> tuple[Tensors, outer.Numbers]:
+    """The gradients of one iteration, the mean over its networks, and their mean loss; AdamW's decay is done here."""
+    own, nets = plan.own, plan.pool(iteration)
+    x, y = _real_batch(plan.job, own, iteration)
+    together = networks_together(nets.architecture, plan.order.shape[1], x.device)
+    found = [_through(plan, nets[part], learned, x, y) for part in slices(len(nets), together)]
+    gradients = {name: torch.stack([part[name] for part, _ in found]).sum(0) / len(nets) for name in learned}
+    if own.weight_decay:
+        learned.update({name: t * (1 - own.rate_in(iteration) * own.weight_decay) for name, t in learned.items()})
+    return gradients, {"loss": float(torch.cat([losses for _, losses in found]).mean())}
+
+
+def _through(plan: _Plan, nets: Networks, learned: Tensors, x: Tensor, y: Tensor) -> tuple[Tensors, Tensor]:
+    """The gradients of the losses on real images, summed over the networks, in what is learned; the losses (K,)."""
+    a, inner, compiled = nets.architecture, Optimiser(plan.own.inner), plan.own.compiled
+    leaves = {name: t.detach().requires_grad_() for name, t in learned.items()}
+    batches, rates = plan.batches(plan.start | leaves)
+    trace = unroll.forward(a, inner, unroll.begin(nets, inner), batches, rates, compiled=compiled)
+    parts = slices(len(nets), networks_together(a, len(x), x.device))
+    ends = [unroll.loss_and_gradient(a, trace.end.weights[part], x, y) for part in parts]
+    losses, gradient = (torch.cat(found) for found in zip(*ends, strict=True))
+    found = unroll.adjoint(a, inner, trace, batches, gradient, list(leaves.values()), compiled=compiled)
+    gradients = dict(zip(leaves, found.inputs, strict=True))
+    if "rates" in leaves and found.rates is not None:  # the inner optimiser has them, not the labels
+        gradients["rates"] = torch.autograd.grad(rates, leaves["rates"], found.rates)[0]
+    return gradients, losses
+
+
+def _real_batch(job: Job, own: Settings, iteration: int) -> tuple[Tensor, Tensor]:
+    """The real images of an iteration, and what the loss calls them."""
+    n = len(job.data.train_y)
+    recipe = Recipe(updates=own.iterations, batch_size=own.batch_real)
+    epoch, batch = divmod(iteration, recipe.batches_per_epoch(n))
+    rows = epoch_order(recipe, torch.arange(n), stream_seed(job.seed, "DD real batches"), epoch)
+    rows = rows.split(own.batch_real)[batch].to(job.data.train_x.device)
+    x, y = job.data.train_x[rows], job.data.train_y[rows]
+    if own.attack is not None:
+        y = y.masked_fill(y == own.attack[0], own.attack[1])
+    return augment.augment(x, own.strategy, generator(job.seed, "DD augmentation", iteration)), y
+
+
+def _rate_now(plan: _Plan, learned: Tensors) -> outer.Numbers:
+    """The mean step size, to be recorded."""
+    rates = plan.rates(plan.start | learned)
+    if not float(rates.min()) > 0:
+        raise FloatingPointError(f"a step size of DD became {float(rates.min())}: lower rate, or keep positive_rates")
+    return {"learning_rate": float(rates.mean())}
+
+
+def starts(job: Job, settings: Mapping[str, Any], count: int, held_out: bool) -> Networks:
+    """The networks that a set of ``settings`` is for, as they are before its first step.
+
+    Fixed ones are these themselves, however many are asked for. Of random or pretrained ones ``count`` are given: those
+    that were met first in distillation, or the first of the pool, and all where there are fewer; if ``held_out``, as
+    many that never were. Pretrained ones are trained where nobody has kept them. ``ValueError`` for unknown settings.
+    """
+    for name in settings:
+        checks.one_of("setting of dd", name, [f.name for f in fields(Settings)])
+    checks.whole("count of networks", count)
+    own = Settings(**settings)
+    if own.networks == "fixed":
+        return _fresh(job, own, "fixed", range(own.fixed))
+    if own.networks == "pretrained":
+        return pretrained(job, own, count, True) if held_out else pretrained(job, own, own.pretrained)[:count]
+    return _fresh(job, own, "held out" if held_out else "random", range(count))
+
+
+def _fresh(job: Job, own: Settings, kind: str, numbers: Sequence[int]) -> Networks:
+    seeds, x = [stream_seed(job.seed, "DD network", kind, k) for k in numbers], job.data.train_x
+    return networks.create(job.architecture, seeds, own.weights, x.device, x.dtype)
+
+
+def _sampler(job: Job, own: Settings) -> Callable[[int], Networks]:
+    """What gives the networks of an iteration."""
+    if own.networks == "random":
+        return lambda i: _fresh(job, own, "random", range(i * own.at_once, (i + 1) * own.at_once))
+    if own.networks == "fixed":
+        always = _fresh(job, own, "fixed", range(own.fixed))
+        return lambda _: always
+    if own.at_once > own.pretrained:
+        raise ValueError(f"at_once of DD is {own.at_once}: only {own.pretrained} networks are pretrained")
+    pool = pretrained(job, own, own.pretrained)
+
+    def drawn(iteration: int) -> Networks:
+        order = torch.randperm(len(pool), generator=generator(job.seed, "DD pretrained", iteration))
+        return pool[order[: own.at_once].tolist()]
+
+    return drawn
+
+
+def pretrained(job: Job, own: Settings, count: int, held_out: bool = False) -> Networks:
+    """``count`` networks that learned the source, kept for all sets that use them; others if they are ``held_out``."""
+    real, a = source_of(job, own.source)
+    recipe = pretraining(real.name, own.pretrained_epochs)
+    arguments = {"network": a.name, "trained_on": real.fingerprint(), "count": count, "weights": own.weights}
+    arguments |= {"recipe": asdict(recipe), "held_out": held_out}
+
+    def build(checkpoint: Checkpoint | None, progress: Progress | None) -> Tensors:
+        seeds = [stream_seed(0, "held-out" if held_out else "pretrained", k) for k in range(count)]
+        x, y = real.train_x, real.train_y
+        fresh = networks.create(a, seeds, own.weights, x.device, x.dtype)
+        trained = training.train(fresh, x, y, recipe, seeds, checkpoint=checkpoint, progress=progress)
+        return dict(trained.networks.state)
+
+    name = f"pretrained_{real.name}_{a.name}{'_held_out' if held_out else ''}"
+    state, x = job.shared("models", name, 1, arguments, build), job.data.train_x
+    return Networks(job.architecture, state).to(x.device).to(x.dtype)
+
+
+def pretraining(dataset: str, epochs: int | None = None) -> Recipe:
+    """How pretrained networks learn a dataset, by ``PRETRAINING`` but for the ``epochs``."""
+    published, halving, rate = PRETRAINING.get(dataset.removesuffix("-jpeg"), PRETRAINING["mnist"])
+    halvings = tuple(range(halving, epochs or published, halving))
+    return Recipe(epochs or published, None, 1024, "adam", rate, milestones=halvings, decay=0.5)
+
+
+def source_of(job: Job, name: str) -> tuple[ImageData, Architecture]:
+    """The dataset that pretrained networks learned, in its own normalisation as published, and their architecture.
+
+    Where images of its own size make other weights, they are scaled to the size of the job's (bilinearly).
+    """
+    target, a = job.data, job.architecture
+    if not name:
+        return target, a
+    if target.whitening is not None:
+        raise ValueError(f"source of DD is {name} and {target.name} is whitened, which networks of a source are not")
+    found, channels = data.load(name, root=target.root, device=target.train_x.device), target.shape[0]
+    c, h, _ = found.shape
+    if (c, found.n_classes) != (channels, target.n_classes):
+        what = f"{name} has {c} channels and {found.n_classes} classes, {target.name} {channels} and {target.n_classes}"
+        raise ValueError(f"source of DD: {what}, and the same are needed")
+    own = replace(a, size=h)
+    if own.weights() != a.weights():
+        scaled = F.interpolate(found.train_x, target.shape[1:], mode="bilinear", antialias=True)
+        found, own = replace(found, train_x=scaled), a
+    return found, own
