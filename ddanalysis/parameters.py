@@ -32,6 +32,7 @@ from ddanalysis.rules import (
     list_of,
     one_of_or_path,
     positive,
+    settings,
     some_text,
     text,
     two_fractions,
@@ -160,6 +161,13 @@ VOCABULARY: dict[str, Rule] = {
     "influence_seeds": whole(1),  # initialisations
     "influence_updates": whole(1),
     "influence_top": whole(1),  # test images shown beside each distilled image
+    # sets made step by step, and labels
+    "learner": choice(NETWORKS),
+    "studies": dict_of(word, settings),
+    "baseline": settings,  # {} is none
+    "test_networks": whole(1),
+    "repetitions": whole(1),
+    "searchers": whole(1),
     # agreement
     "subset_pool": whole(1),
     "subset_fractions": two_fractions,

@@ -105,11 +105,6 @@ def positive(highest: float = math.inf) -> Rule:
     return _rule(lambda v: _is_number(v) and 0 < v <= highest, f"it must be a number above 0{bound}")
 
 
-def number(name: str, value: Any) -> None:
-    """A finite number."""
-    _rule(_is_number, "it must be a number")(name, value)
-
-
 def choice(allowed: Sequence[str]) -> Rule:
     """One of the names in ``allowed``."""
     return _rule(lambda v: isinstance(v, str) and v in allowed, f"allowed are {', '.join(allowed)}")
@@ -148,6 +143,8 @@ two_fractions = _rule(
     lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_number, v)) and 0 < v[0] < v[1] <= 1,
     "it must be a list of two numbers, 0 < low < high <= 1",
 )
+number = _rule(_is_number, "it must be a number")
+settings = _rule(lambda v: isinstance(v, dict) and all(isinstance(key, str) for key in v), "it must be a dict of names")
 text = _rule(lambda v: isinstance(v, str), "it must be text")
 some_text = _rule(lambda v: isinstance(v, str) and v != "", "it must be text that is not empty")
 flag = _rule(lambda v: isinstance(v, bool), "it must be true or false")

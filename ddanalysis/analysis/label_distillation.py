@@ -60,8 +60,8 @@ OFFSETS = (-50, -20, -10, 0, 10, 20, 50, 100)
 """The published departures from the number of steps of a set."""
 
 COLUMNS = [
-    "study", "variant", "source", "target", "algorithm", "base_examples", "set_seed", "network", "test_network",
-    "optimiser", "rate", "steps", "offset", "epochs", "target_size", "repetition", "accuracy",
+    "source", "target", "algorithm", "base_examples", "set_seed", "network", "test_network", "optimiser", "steps",
+    "epochs", "target_size", "repetition", "accuracy", "study", "variant", "rate", "offset",
 ]  # fmt: skip
 _TESTS = ("test_networks", "test_optimisers", "step_offsets", "set_seeds")
 

@@ -29,8 +29,8 @@ from ddanalysis.report import Run
 from ddanalysis.store import Tensors
 
 COLUMNS = [
-    "study", "dataset", "mode", "initialisation", "images", "labels", "label_init", "steps", "epochs", "optimiser",
-    "set_seed", "network", "network_seed", "accuracy_before", "accuracy", "variation", "order", "rate", "loss_before",
+    "dataset", "mode", "initialisation", "images", "labels", "label_init", "steps", "epochs", "optimiser", "set_seed",
+    "network", "network_seed", "accuracy_before", "accuracy", "study", "variation", "order", "rate", "loss_before",
     "loss",
 ]  # fmt: skip
 """Of the table: accuracies are shares of 1 on all test images, ``epochs`` are passes, ``variation`` says what is varied
