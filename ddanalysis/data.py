@@ -59,6 +59,7 @@ NORMALISATIONS: dict[str, dict[str, Normalisation | None]] = {
     "cub200": {"label-distillation": _CIFAR10_LABELS, "imagenet": _IMAGENET},
     "voc": {"exact": None, "imagenet": _IMAGENET},
     "usps": {"exact": None, "wang": ((0.1597,), (0.2573,))},  # theirs is a copy of 28 x 28, with other statistics
+    "usps28": {"wang": ((0.1597,), (0.2573,))},
 }
 
 

@@ -24,7 +24,7 @@ from ddanalysis.seeding import generator, stream_seed
 from ddanalysis.store import Checkpoint
 from ddanalysis.training import Recipe
 
-NO_FLIP = ("digits", "mnist", "mnist_rgb", "svhn", "usps", "kmnist", "emnist_letters")
+NO_FLIP = ("digits", "mnist", "mnist_rgb", "svhn", "usps", "usps28", "kmnist", "emnist_letters")
 """Datasets whose mirrored images are something else; the strategies of DSA and RaT leave the flip out."""
 
 

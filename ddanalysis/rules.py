@@ -39,6 +39,7 @@ DATASETS = (
     "kuzushiji49",
     "kuzushiji49_published",
     "mnist_rgb",
+    "usps28",
 )
 PRECISIONS = ("float32", "bfloat16")
 WEIGHTS = ("default", "xavier_normal", "xavier_uniform", "kaiming_normal", "kaiming_uniform", "orthogonal")

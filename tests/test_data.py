@@ -389,6 +389,7 @@ def test_defaults_are_the_papers():
         "kmnist": "label-distillation",
         "mnist_rgb": "wang",
         "usps": "exact",
+        "usps28": "wang",
         "digits": "exact",
     }
     assert {name: data.normalisations(name)[0] for name in expected} == expected
@@ -465,6 +466,9 @@ def test_usps_from_torchvisions_files(tmp_path):
     assert usps.train_y.tolist() == [*range(10)] and usps.shape == (1, 16, 16)
     expected = torch.from_numpy((values + 1) / 2).float().view(16, 16)
     assert (usps.train_x[3, 0] - expected).abs().max() < 1.01 / 255  # cut, not rounded
+    framed = data.load("usps28", root=tmp_path, normalisation="none").train_x
+    assert framed.shape[2:] == (28, 28) and framed[..., :3].eq(0).all() and framed[..., 25:, :].eq(0).all()
+    assert torch.allclose(framed.mean((2, 3)) * 28**2 / 22**2, usps.train_x.mean((2, 3)), atol=0.02)
 
 
 @pytest.mark.parametrize(
@@ -778,3 +782,7 @@ def test_usps_as_packed(data_root):
         pytest.skip("no usps.npz in DDANALYSIS_DATA")
     usps = data.load("usps", root=data_root)
     assert (len(usps.train_y), len(usps.test_y), usps.shape) == (7291, 2007, (1, 16, 16))
+    framed = data.load("usps28", root=data_root, normalisation="none")
+    assert framed.shape == (1, 28, 28) and torch.equal(framed.train_y, usps.train_y)
+    assert abs(float(framed.train_x.mean()) - 0.1597) < 0.01  # that of the published copy
+    assert "scaled" in framed.pixel_source

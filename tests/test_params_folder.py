@@ -121,3 +121,17 @@ def test_a_notebook_asks_for_what_the_one_before_it_leaves(profile: str, first: 
     assert parts < common and len(common) > 10
     assert {name for name in common - parts if one[name] != other[name]} == set()
     assert {name for name in parts if not set(other[name]) <= set(one[name])} == set()
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.stem in ("09_soft_labels", "10_label_distillation")], ids=label
+)
+def test_studies_are_possible(path: Path) -> None:
+    from ddanalysis.analysis import label_distillation, soft_labels
+
+    methods, studies = ROOT / "params" / path.parent.name / "methods.yaml", effective(path)["studies"]
+    if path.stem == "09_soft_labels":
+        recipes = {name: own for name, own in values(methods).items() if name in ("dd", "sldd")}
+        assert len(soft_labels.variants(studies, 10, recipes)) >= len(studies)
+    else:
+        assert sum(len(label_distillation.cases(name, own, 10)) for name, own in studies.items()) >= len(studies)

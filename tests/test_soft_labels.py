@@ -119,6 +119,11 @@ def test_studies_of_the_same_settings_share_their_sets(run):
     assert second["accuracy"].tolist() == third["accuracy"].tolist() and set(third["study"]) == {"b"}
 
 
+def test_a_study_may_have_seeds_of_its_own(run):
+    found = toy(run, {"a": QUICK, "b": QUICK | {"passes": 2, "set_seeds": [3, 5]}})
+    assert {name: set(rows["set_seed"]) for name, rows in found.table.groupby("study")} == {"a": {0}, "b": {3, 5}}
+
+
 def test_replays_and_other_architectures_are_further_rows(run):
     replays = [{}, {"order": "images", "passes": 4}, {"optimiser": "adam", "rate": [1e-7, 0.01]}]
     study = QUICK | {"replays": replays, "test_architectures": ["MLP", "MLP-small"]}
@@ -225,6 +230,8 @@ ERRORS = {
     "unknown replay setting of the study a 'speed'": {"a": {"ipc": 10, "replays": [{"speed": 3}]}},
     "unknown optimiser of a replay 'lion'": {"a": {"ipc": 10, "replays": [{"optimiser": "lion"}]}},
     "unknown test architecture of the study a 'VGG'": {"a": {"ipc": 10, "test_architectures": ["VGG"]}},
+    "set seed of the study a is -1": {"a": {"ipc": 10, "set_seeds": [-1]}},
+    "vary of the study a has set_seeds": {"a": {"ipc": 10, "vary": {"set_seeds": [[1]]}}},
     "two studies would keep different sets as a_rate-0.1": {
         "a": {"ipc": 10, "vary": {"rate": [0.1, 0.1000001]}},
     },

@@ -1,8 +1,9 @@
 """Studies of sets made step by step, with hard and with soft labels: how well networks do before and after them.
 
 A study is a dict: the "method" ("dd" or "sldd"), "ipc", any settings of the method, and "vary", {setting: values}, all
-combinations of which are made. Sets and what networks learn of them are kept as artefacts, so that a study that is
-changed costs what is new in it. The baselines of real images give rows of the same table.
+combinations of which are made; "set_seeds", in place of those of all studies. Sets and what networks learn of them are
+kept as artefacts, so that a study that is changed costs what is new in it. The baselines of real images give rows of
+the same table.
 
 Sources: Wang et al. 2018, *Dataset distillation*; Sucholutsky and Schonlau 2019, *Soft-label dataset distillation*.
 """
@@ -45,7 +46,7 @@ ATTACK_COLUMNS = [
 BASELINES = (*real_baselines.REAL, "optimised real", "nearest neighbours, random real", "nearest neighbours, k-means")
 
 METHOD_NAMES = ("dd", "sldd")
-PLACES = ("method", "ipc", "test_architectures", "replays")
+PLACES = ("method", "ipc", "set_seeds", "test_architectures", "replays")
 """What a study says beside the settings of its method, and "vary"."""
 
 
@@ -54,7 +55,7 @@ class Variant:
     """One set to be made for each seed, and how it is tested; ``varied`` is what a study varies, as it is here.
 
     Each of ``replays`` is a choice among one or more, on training images; none is the way the set was learned.
-    ``test_architectures`` are names of the zoo, none for the set's own.
+    ``test_architectures`` are names of the zoo, none for the set's own; ``set_seeds`` none for those of all studies.
     """
 
     study: str
@@ -64,6 +65,7 @@ class Variant:
     varied: dict[str, Any] = field(default_factory=dict)
     replays: tuple[tuple[Replay, ...], ...] = ()
     test_architectures: tuple[str, ...] = ()
+    set_seeds: tuple[int, ...] = ()
 
     @property
     def variation(self) -> str:
@@ -113,7 +115,7 @@ def _crossed(name: str, study: Mapping[str, Any], recipes: Mapping[str, Mapping[
     for key, values in vary.items():
         if not isinstance(values, (list, tuple)) or not values:
             raise ValueError(f"vary of the study {name} has {key} = {values!r}: a list of values is needed")
-        if key in ("test_architectures", "replays"):
+        if key in ("set_seeds", "test_architectures", "replays"):
             raise ValueError(f"vary of the study {name} has {key}: all that are listed in the study itself are tested")
     plain = {key: value for key, value in study.items() if key != "vary"}
     chosen = (dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values()))
@@ -135,7 +137,10 @@ def _variant(
     networks = tuple(own.get("test_architectures", ()))
     for network in networks:
         checks.one_of(f"test architecture of the study {name}", network, architectures.ZOO)
-    return Variant(name, method, ipc, settings, varied, replays, networks)
+    seeds = tuple(own.get("set_seeds", ()))
+    for seed in seeds:
+        checks.whole(f"set seed of the study {name}", seed, 0)
+    return Variant(name, method, ipc, settings, varied, replays, networks, seeds)
 
 
 def _check(one: Variant, n_classes: int) -> None:
@@ -194,8 +199,9 @@ def soft_labels(
     for variant in found:
         settings = {variant.method: variant.settings | {"ipc": [variant.ipc]}}
         made = makers.distilled_sets(
-            run, data, architecture, [variant.method], [variant.ipc], set_seeds, settings, study=words[variant.identity]
-        )
+            run, data, architecture, [variant.method], [variant.ipc], variant.set_seeds or set_seeds, settings,
+            study=words[variant.identity],
+        )  # fmt: skip
         histories.append(made.history.assign(study=variant.study, variation=variant.variation))
         for one in made.sets:
             sets.append((variant, one))

@@ -372,7 +372,7 @@ def pretrained(job: Job, own: Settings, count: int, held_out: bool = False) -> N
 
 def pretraining(dataset: str, epochs: int | None = None) -> Recipe:
     """How pretrained networks learn a dataset, by ``PRETRAINING`` but for the ``epochs``."""
-    published, halving, rate = PRETRAINING.get(dataset.removesuffix("-jpeg"), PRETRAINING["mnist"])
+    published, halving, rate = PRETRAINING.get(dataset.removesuffix("-jpeg").removesuffix("28"), PRETRAINING["mnist"])
     halvings = tuple(range(halving, epochs or published, halving))
     return Recipe(epochs or published, None, 1024, "adam", rate, milestones=halvings, decay=0.5)
 

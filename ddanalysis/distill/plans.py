@@ -178,8 +178,8 @@ def _label_distillation(job: Job, own: dict[str, Any]) -> Plan:
     own = label_loop.preset(job, learn, own)
     a, device, iterations, n = job.architecture, job.data.train_x.device, own["iterations"], own["inner_batch"]
     rows, held_out = base_images.split(job.data, job.seed, own["validation"], own["target_size"])
-    through = bool(horizon) and (learn == "images" or horizon > 1)
-    twice = bool(horizon) and (learn == "images" or horizon == 1)  # the look-ahead, and a product or the new images
+    through = horizon is not None and (learn == "images" or horizon > 1)
+    twice = horizon is not None and (learn == "images" or horizon == 1)  # the look-ahead; a product or the new images
     work = unrolled(job, 1, n, iterations * (1 + twice), "gradient")
     if through:
         work += unrolled(job, 1, n, iterations * horizon, "gradient", "adjoint")
