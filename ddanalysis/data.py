@@ -109,6 +109,11 @@ class ImageData:
         x = x * _per_channel(self.std, x) + _per_channel(self.mean, x)
         return x if self.whitening is None else self.whitening.invert(x.reshape(-1, *x.shape[-3:])).view(x.shape)
 
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels (n, c, h, w), 1 = white, in the space of these images: what :meth:`denormalise` undoes."""
+        white = pixels if self.whitening is None else self.whitening.apply(pixels)
+        return (white - _per_channel(self.mean, white)) / _per_channel(self.std, white)
+
     def fingerprint(self) -> str:
         """16 hex digits of a sha256 over images, labels, normalisation and whitening: equal exactly where the data
         are.

@@ -48,3 +48,10 @@ def summarise(table: pd.DataFrame, by: Sequence[str], value: str, units: Sequenc
         found |= {"low": middle[0] - half[0], "high": middle[0] + half[0], "n": len(values)}
         rows.append(dict(zip(by, key, strict=True)) | found | {"units": unit, "n_units": len(means)})
     return pd.DataFrame(rows)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a ``share`` of ``n`` trials."""
+    z = 1.959963984540054
+    middle, half = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max((middle - half) / (1 + z * z / n), 0.0), min((middle + half) / (1 + z * z / n), 1.0)

@@ -786,3 +786,9 @@ def test_usps_as_packed(data_root):
     assert framed.shape == (1, 28, 28) and torch.equal(framed.train_y, usps.train_y)
     assert abs(float(framed.train_x.mean()) - 0.1597) < 0.01  # that of the published copy
     assert "scaled" in framed.pixel_source
+
+
+@pytest.mark.parametrize("space", [{}, {"whitening": "per-image"}, {"whitening": "kornia"}])
+def test_normalise_undoes_denormalise(space):
+    digits = data.load("digits", **space)
+    assert (digits.normalise(digits.denormalise(digits.train_x[:20])) - digits.train_x[:20]).abs().max() < 1e-2

@@ -242,8 +242,8 @@ def newcombe(a: float, n: int, b: float, m: int) -> tuple[float, float]:
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:
-    found = scipy.stats.binomtest(round(share * n), n).proportion_ci(method="wilson")
-    return found.low, found.high
+    """Of a share of whole images, which a mean of others may not be."""
+    return intervals.wilson(round(share * n) / n, n)
 
 
 def _over_units(rows: pd.DataFrame, units: Sequence[str]) -> pd.DataFrame:

@@ -235,9 +235,8 @@ def significant_share(table: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
     found = intervals.summarise(images, by, "any", ["set_seed"])
     found[["low", "high"]] = found[["low", "high"]].clip(0, 1)  # few sets may give an interval beyond what a share is
     for i, row in found[found["low"].isna()].iterrows():
-        hits = round(row["mean"] * row["n"])
-        wilson = scipy.stats.binomtest(hits, row["n"]).proportion_ci(method="wilson")
-        found.loc[i, ["low", "high", "units", "n_units"]] = [wilson.low, wilson.high, "image", row["n"]]
+        low, high = intervals.wilson(row["mean"], row["n"])
+        found.loc[i, ["low", "high", "units", "n_units"]] = [low, high, "image", row["n"]]
     return found[[*by, "mean", "low", "high", "n", "units", "n_units"]]
 
 

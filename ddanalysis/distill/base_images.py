@@ -47,7 +47,7 @@ def base_images(
     g = generator(seed, "base images")
     if source == "noise":
         pixels = torch.rand(n, *target.shape, generator=g).to(target.train_x)
-        return _normalised(pixels, target), None
+        return target.normalise(pixels.to(target.train_x)), None
     own = source in ("", target.name)
     found = target if own else data.load(source, root=target.root, device=target.train_x.device)
     pool = torch.arange(len(found.train_y)) if rows is None or not own else rows.cpu()
@@ -55,7 +55,9 @@ def base_images(
     chosen = _balanced(labels, n, target.n_classes, found.name, g) if balanced else _any(labels, n, found.name, g)
     chosen = pool[chosen].to(found.train_y.device)
     x = found.train_x[chosen]
-    return (x.clone() if own else _normalised(_shaped(found.denormalise(x), target), target)), found.train_y[chosen]
+    if not own:
+        x = target.normalise(_shaped(found.denormalise(x), target).to(target.train_x))
+    return x.clone(), found.train_y[chosen]
 
 
 def _any(y: Tensor, n: int, name: str, g: torch.Generator) -> Tensor:
@@ -85,13 +87,6 @@ def _shaped(pixels: Tensor, like: ImageData) -> Tensor:
     if tuple(pixels.shape[2:]) != (h, w):
         pixels = F.interpolate(pixels, (h, w), mode="bilinear", antialias=True)
     return pixels
-
-
-def _normalised(pixels: Tensor, like: ImageData) -> Tensor:
-    """Pixels in [0, 1] in the space of ``like``."""
-    pixels = pixels.to(like.train_x)
-    mean, std = (torch.tensor(v).to(pixels).view(-1, 1, 1) for v in (like.mean, like.std))
-    return ((like.whitening.apply(pixels) if like.whitening else pixels) - mean) / std
 
 
 def true_labels(y: Tensor | None, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:

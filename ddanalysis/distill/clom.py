@@ -105,14 +105,9 @@ def _source(name: str, like: ImageData) -> ImageData:
     found = data.load(name, root=like.root, device=like.train_x.device)
     if found.shape != like.shape:
         raise ValueError(f"source of CLOM is {name}, of images {found.shape}: those of {like.name} are {like.shape}")
-    mean, std = (torch.tensor(v, device=like.train_x.device).view(-1, 1, 1) for v in (like.mean, like.std))
-
-    def moved(x: torch.Tensor) -> torch.Tensor:
-        pixels = found.denormalise(x)
-        return ((like.whitening.apply(pixels) if like.whitening else pixels) - mean) / std
-
     own: dict[str, Any] = {name: getattr(like, name) for name in ("mean", "std", "whitening")}
-    return replace(found, train_x=moved(found.train_x), test_x=moved(found.test_x), **own)
+    train_x, test_x = (like.normalise(found.denormalise(x)) for x in (found.train_x, found.test_x))
+    return replace(found, train_x=train_x, test_x=test_x, **own)
 
 
 def original_models(

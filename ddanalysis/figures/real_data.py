@@ -21,7 +21,7 @@ from ddanalysis.figures.style import (
     need,
     side_by_side,
 )
-from ddanalysis.intervals import mean_and_half_width, unit_means
+from ddanalysis.intervals import mean_and_half_width, unit_means, wilson
 
 NETWORK_COLOURS = {"ConvNet-Tiny": "#9ECAE1", "ConvNet": "#3182BD", "ResNet18": "#FDAE6B", "ResNet34": "#D95F0E"}
 """In the order in which they are drawn; other widths of one take its place, other networks follow in greys."""
@@ -107,13 +107,6 @@ def _bar(ax: Axes, x: float, width: float, rows: pd.DataFrame, colour: str) -> N
     ax.errorbar(x, mean, [[mean - low], [high - mean]], color="black", linewidth=0.8, capsize=1.5, zorder=4)
     across = x + np.linspace(-0.3, 0.3, len(rows)) * width if len(rows) > 1 else np.array([x])
     ax.scatter(across, rows["accuracy"], s=4, color=GREY, alpha=0.6, linewidths=0, zorder=3)
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a ``share`` of ``n`` trials."""
-    z = 1.959963984540054
-    middle, half = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max((middle - half) / (1 + z * z / n), 0.0), min((middle + half) / (1 + z * z / n), 1.0)
 
 
 # ------------------------------------------------------------------------------------------------------ features
