@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from importlib import resources
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from ddanalysis import checks
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
 
 TEXT = ("source", "place", "dataset", "method", "network", "protocol", "quantity", "unit", "certainty", "note")
 COLUMNS = (*TEXT[:4], "ipc", *TEXT[4:7], "value", "deviation", *TEXT[7:])
@@ -22,6 +26,12 @@ COLUMNS = (*TEXT[:4], "ipc", *TEXT[4:7], "value", "deviation", *TEXT[7:])
 * ``value``, ``deviation`` (standard deviation, blank if none was printed), both in ``unit``, mostly "fraction" of 1.
 * ``certainty``: "printed", "read off a figure ±.003", "quoted by others", "recalled, unverified", ...
 """
+
+OWN_STEPS = (
+    r"own-steps(?:, (?P<initialisation>fixed|random))?(?:, pretrained on (?P<pretrained_on>\w+))?"
+    r"(?:, from (?P<base>\w+))?(?:, (?P<few>\d+) images)?"
+)
+"""Protocols of :func:`own_steps`; those with another number of epochs or networks than the published default differ."""
 
 BESIDE = ("published", "published_deviation", "published_network", "published_protocol", "certainty", "source")
 """The columns that :func:`beside` adds."""
@@ -74,3 +84,43 @@ def beside(
     keys = ["plain dataset" if column == "dataset" else column for column in on]
     theirs = theirs.rename(columns={"dataset": "plain dataset"})[[*keys, *BESIDE]]
     return table.assign(**{"plain dataset": plain}).merge(theirs, how="left", on=keys).drop(columns="plain dataset")
+
+
+def own_steps(dataset: str, n_classes: int) -> pd.DataFrame:
+    """The published accuracies on ``dataset`` of sets that are trained on by their own steps, with all their epochs.
+
+    Columns dataset, method, network, images (in all), initialisation ("fixed", "random", "pretrained", blank where the
+    authors have one kind alone), pretrained_on (blank if nothing), base (the dataset of the base images), published,
+    published_deviation and certainty.
+    """
+    table = load()
+    table = table[(table["dataset"] == dataset) & (table["quantity"] == "accuracy")]
+    table = table[table["protocol"].str.fullmatch(OWN_STEPS)]
+    parts = table["protocol"].str.extract(OWN_STEPS)
+    pretrained = parts["pretrained_on"].notna() & parts["initialisation"].isna()
+    return pd.DataFrame({
+        "dataset": dataset,
+        "method": table["method"],
+        "network": table["network"],
+        "images": (table["ipc"] * n_classes).fillna(pd.to_numeric(parts["few"]).astype("Int64")).astype("Int64"),
+        "initialisation": parts["initialisation"].mask(pretrained, "pretrained").fillna(""),
+        "pretrained_on": parts["pretrained_on"].fillna(""),
+        "base": parts["base"].fillna(dataset),
+        "published": table["value"],
+        "published_deviation": table["deviation"],
+        "certainty": table["certainty"],
+    })  # fmt: skip
+
+
+def greyed(table: pd.DataFrame) -> "Styler":
+    """``table`` to be shown, with three decimals; rows whose ``certainty`` is that of a recalled number are grey.
+
+    ``ValueError`` for a table without that column.
+    """
+    if "certainty" not in table.columns:
+        raise ValueError(f"the table has no column 'certainty': it has {', '.join(map(str, table.columns))}")
+    return table.style.apply(_grey, axis=1).format(precision=3, na_rep="")
+
+
+def _grey(row: pd.Series) -> list[str]:
+    return ["color: gray" if str(row["certainty"]).startswith("recalled") else ""] * len(row)

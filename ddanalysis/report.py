@@ -26,7 +26,6 @@ from ddanalysis.store import atomic
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
-    from pandas.io.formats.style import Styler
 
 VERSIONS_OF = (
     "ddanalysis",
@@ -86,16 +85,18 @@ def set_theme() -> None:
     seaborn.set_theme(context="paper", style="ticks", palette="colorblind", rc=rc | {"legend.frameon": False})
 
 
-def latex_table(table: "Styler | DataFrame") -> str:
-    """A booktabs ``tabular``: a Styler as it is; a DataFrame with 3 decimals, escaped, without an unnamed index."""
-    from pandas import DataFrame
+def latex_table(table: "DataFrame") -> str:
+    """A booktabs ``tabular``: 3 decimals, escaped, without an unnamed index; published numbers that are only recalled
+    are in grey, for which LaTeX needs the package xcolor.
+    """
+    from ddanalysis import published
 
-    if not isinstance(table, DataFrame):
-        return table.to_latex(hrules=True)
-    style = table.style.format(precision=3, na_rep="--", escape="latex")
+    style = (published.greyed(table) if "certainty" in table.columns else table.style).format(
+        precision=3, na_rep="--", escape="latex"
+    )
     for axis in (0, 1):
         style = style.format_index(escape="latex", axis=axis).format_index_names(escape="latex", axis=axis)
-    return (style if any(table.index.names) else style.hide(axis="index")).to_latex(hrules=True)
+    return (style if any(table.index.names) else style.hide(axis="index")).to_latex(hrules=True, convert_css=True)
 
 
 class Run:
@@ -162,9 +163,7 @@ class Run:
         if self._bar is not None:
             self._bar.close()
 
-    def table(
-        self, table: "DataFrame", name: str, latex: "Styler | DataFrame | None" = None, caption: str = ""
-    ) -> "DataFrame":
+    def table(self, table: "DataFrame", name: str, latex: "DataFrame | None" = None, caption: str = "") -> "DataFrame":
         """Write ``tables/<name>.csv``, every number exact, and ``tables/<name>.tex`` if ``latex`` gives what to print.
 
         Returns ``table``. Its index is not written, so a named one is refused with a ``ValueError``.

@@ -260,3 +260,14 @@ def test_on_digits_learned_labels_and_baselines_stand_side_by_side(run):
     means = table.groupby("algorithm")["accuracy"].mean()
     assert (means > 0.45).all(), means
     assert (table["variant"] == "start true").all() and (table["source"] == "digits").all()
+
+
+def test_published_numbers_are_told_apart_as_ours_are():
+    mnist = dataclasses.replace(data.load("digits"), name="mnist")
+    numbers = study.published_accuracies(mnist)
+    keys = ["source", "algorithm", "base_examples"]
+    assert set(numbers["target"]) == {"mnist"} and set(numbers["test_network"]) == {"LeNet"}
+    assert numbers.set_index(keys).loc[("mnist", "second-order", 100), "published"] == 0.873
+    smoothed = numbers.set_index(keys).loc[("mnist", "smoothed labels", 100)].set_index("published")
+    assert smoothed.loc[0.861, "certainty"] == "measured from the published scripts"
+    assert ("emnist_letters", "ridge", 100) in numbers.set_index(keys).index

@@ -211,3 +211,21 @@ def test_beside_joins_real_data_on_its_missing_ipc():
 def test_what_cannot_be_joined_is_refused(table, quantity, on, message):
     with pytest.raises(ValueError, match=message):
         beside(table, quantity, on)
+
+
+def test_numbers_of_own_steps_say_of_which_sets_they_are():
+    found = published.own_steps("mnist", 10).set_index(["method", "images", "initialisation", "pretrained_on", "base"])
+    assert found.loc[("dd", 10, "fixed", "", "mnist"), "published"] == 0.938
+    assert found.loc[("sldd", 5, "fixed", "", "mnist"), "published"] == 0.92
+    assert found.loc[("dd", 100, "pretrained", "usps", "mnist"), "published_deviation"] == 0.014
+    assert found.loc[("ld", 100, "", "", "mnist"), "published"] == 0.873  # not those of 5 and 60 epochs
+    assert found.loc[("ld_ridge", 100, "", "", "emnist_letters"), "certainty"] == "recalled, unverified"
+    assert published.own_steps("digits", 10).empty
+
+
+def test_recalled_numbers_are_shown_in_grey():
+    table = pd.DataFrame({"published": [0.5, 0.25], "certainty": ["printed", "recalled, unverified"]})
+    html = published.greyed(table).to_html()
+    assert html.count("color: gray") == 1 and "#T_" in html.split("color: gray")[0] and "row1" in html.split("{")[0]
+    with pytest.raises(ValueError, match="no column 'certainty': it has value"):
+        published.greyed(pd.DataFrame({"value": [1.0]}))

@@ -199,11 +199,11 @@ def test_an_unnamed_index_stays_out_of_latex(project: Path) -> None:
     assert report.latex_table(TIDY).splitlines()[2] == r"method & ipc & accuracy & loss \\"
 
 
-def test_a_styler_is_written_as_it_is(project: Path) -> None:
-    run = open_run()
-    run.table(TIDY, "agreement", latex=TIDY.style.hide(axis="index").format(precision=1, na_rep="--"))
-    text = (run.folder / "tables/agreement.tex").read_text()
-    assert r"\midrule" in text and "class_mean & 1 & 0.1 & 0.1" in text and "--" in text
+def test_recalled_numbers_are_grey_in_latex() -> None:
+    table = pd.DataFrame({"published": [0.5, 0.25], "certainty": ["printed", "recalled, unverified"]})
+    printed, recalled = report.latex_table(table).splitlines()[4:6]
+    assert "color" not in printed and "0.500" in printed
+    assert r"\color{gray} 0.250" in recalled
 
 
 def test_a_named_index_would_be_lost(project: Path) -> None:

@@ -10,7 +10,7 @@ from test_distill import toy_data
 from ddanalysis import data, makers
 from ddanalysis.analysis import held_out, real_baselines, soft_labels
 from ddanalysis.analysis.held_out import Examiner, Replay
-from ddanalysis.analysis.soft_labels import ATTACK_COLUMNS, BASELINES, COLUMNS, variants
+from ddanalysis.analysis.soft_labels import ATTACK_COLUMNS, BASELINES, COLUMNS, published_accuracies, variants
 from ddanalysis.architectures import build
 from ddanalysis.report import Run
 
@@ -254,3 +254,13 @@ def test_errors_of_what_is_tested(run):
         soft_labels.baselines(run, TOY, SMALL, [0], ipc=3, settings={"steps": 2})
     with pytest.raises(ValueError, match="unknown setting of dd 'speed'"):
         soft_labels.baselines(run, TOY, SMALL, [0], settings={"speed": 2})
+
+
+def test_published_numbers_are_told_apart_as_ours_are():
+    mnist = replace(DIGITS, name="mnist")
+    found = published_accuracies(mnist, {"adaptation": {"source": "usps28"}, "fixed": {}})
+    keys = ["mode", "initialisation", "images", "labels"]
+    assert found.set_index(keys).loc[("basic", "fixed", 10, "soft"), "published"] == 0.96
+    assert found.set_index(keys).loc[("adaptation", "pretrained", 100, "hard"), "published"] == 0.927
+    assert found.set_index(keys).loc[("k-means", "random", 100, "hard"), "certainty"] == "recalled, unverified"
+    assert "adaptation" not in set(published_accuracies(mnist, {"fixed": {}})["mode"])

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ddanalysis import architectures, artefacts, checks, makers, store
+from ddanalysis import architectures, artefacts, checks, makers, published, store
 from ddanalysis.architectures import ZOO, Architecture
 from ddanalysis.data import ImageData
 from ddanalysis.distill import METHODS, Job
@@ -81,6 +81,17 @@ def offset_steps(steps: int, offsets: Sequence[int]) -> list[int]:
 def smoothed(y: Tensor, smoothing: float) -> Tensor:
     """One-hot rows (n, classes) as 1 - ``smoothing`` of them and a ``smoothing`` shared by all classes alike."""
     return (1 - smoothing) * y + smoothing / y.shape[1]
+
+
+def published_accuracies(data: ImageData) -> pd.DataFrame:
+    """The published accuracies on these data, by the columns source, target, test_network, algorithm and base_examples
+    of the table, with published, published_deviation and certainty.
+    """
+    numbers = published.own_steps(data.name, data.n_classes)
+    names = {method: algorithm for algorithm, (method, _) in LEARNED.items()} | {name: name for name in BASELINES}
+    numbers = numbers.assign(algorithm=numbers["method"].map(names)).dropna(subset=["algorithm"])
+    own = {"base": "source", "dataset": "target", "network": "test_network", "images": "base_examples"}
+    return numbers.drop(columns=["method", "initialisation", "pretrained_on"]).rename(columns=own)
 
 
 @dataclass(frozen=True)

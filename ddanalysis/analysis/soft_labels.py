@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from ddanalysis import architectures, checks, makers, store
+from ddanalysis import architectures, checks, makers, published, store
 from ddanalysis.analysis import held_out, real_baselines
 from ddanalysis.analysis.held_out import Examiner, Replay
 from ddanalysis.architectures import Architecture
@@ -233,6 +233,19 @@ def _test(
 def mode(settings: Mapping[str, Any]) -> str:
     """What a set is for, by the settings that it was made with: "basic", "adaptation" or "attack"."""
     return "attack" if settings.get("attack") else "adaptation" if settings.get("source") else "basic"
+
+
+def published_accuracies(data: ImageData, studies: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """The published accuracies on these data, by the columns dataset, network, mode, initialisation, images and labels
+    of the table, with published, published_deviation and certainty; of adaptation those from the ``studies``' sources.
+    """
+    near = tuple(str(study.get("source", data.name)) for study in studies.values())  # "usps28" is a form of "usps"
+    numbers = published.own_steps(data.name, data.n_classes)
+    numbers = numbers[numbers["method"].isin([*METHOD_NAMES, *BASELINES])]
+    numbers = numbers[[any(own.startswith(on) for own in near) for on in numbers["pretrained_on"]]]
+    kinds = numbers["pretrained_on"].map(lambda on: "attack" if on == data.name else "adaptation" if on else "basic")
+    modes = kinds.where(numbers["method"].isin(METHOD_NAMES), numbers["method"])
+    return numbers.assign(mode=modes, labels=numbers["method"].map({"sldd": "soft"}).fillna("hard"))
 
 
 def label_start(settings: Mapping[str, Any]) -> str:
