@@ -308,6 +308,51 @@ def adjoint(
     return Gradients(totals, into_rates if trace.kept[0] else None, into_weights, into_averages)
 
 
+def through(
+    architecture: Architecture,
+    optimiser: Optimiser,
+    state: State,
+    batches: Batches,
+    rates: Tensor,
+    inputs: Sequence[Tensor],
+    end: Callable[[Tensor], tuple[Tensor, Tensor]],
+    segment: int,
+    compiled: bool = False,
+) -> tuple[Tensor, Gradients]:
+    """:func:`forward`, the losses (K,) of ``end`` and their :func:`adjoint`, a ``segment`` of the steps at a time.
+
+    ``end`` gives the losses of the end weights (K, P) and the gradient of their sum. Kept are the weights where
+    segments begin and those in one of them, for which all but the last are walked twice.
+    """
+    parts, starts = list(slices(len(rates), segment)), [state]
+    for part in parts[:-1]:
+        starts.append(
+            advance(architecture, optimiser, starts[-1], _from(part, batches), rates[part].detach(), compiled)
+        )
+
+    def trace_of(i: int) -> Trace:
+        own = _from(parts[i], batches)
+        return forward(architecture, optimiser, starts[i], own, rates[parts[i]], compiled=compiled)
+
+    def back(trace: Trace, i: int, gradient: Tensor, averages: tuple[Tensor, ...] | None) -> Gradients:
+        own = _from(parts[i], batches)
+        return adjoint(architecture, optimiser, trace, own, gradient, inputs, averages, compiled=compiled)
+
+    trace = trace_of(len(parts) - 1)
+    losses, gradient = end(trace.end.weights)
+    found = [back(trace, len(parts) - 1, gradient, None)]
+    del trace
+    for i in reversed(range(len(parts) - 1)):
+        found.insert(0, back(trace_of(i), i, found[0].weights, found[0].averages))
+    totals = [torch.stack(each).sum(0) for each in zip(*(one.inputs for one in found), strict=True)]
+    into_rates = [one.rates for one in found if one.rates is not None]
+    return losses, Gradients(totals, torch.cat(into_rates) if into_rates else None, found[0].weights, found[0].averages)
+
+
+def _from(part: slice, batches: Batches) -> Batches:
+    return lambda t: batches(part.start + t)
+
+
 def _backwards(optimiser: Optimiser, trace: Trace) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
     """The steps from the last to the first, and what was kept of each: of Adam, the averages after the step too."""
     if optimiser.kind != "adam":

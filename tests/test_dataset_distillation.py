@@ -131,9 +131,10 @@ def test_networks_at_once_are_the_mean_of_single_ones_however_they_are_split(mon
     for name, gradient in together.items():
         assert close(torch.stack([g[name] for g, _ in singles]).mean(0), gradient, 1e-12)
     assert recorded["loss"] == pytest.approx(sum(r["loss"] for _, r in singles) / 3)
-    monkeypatch.setattr(distillation, "networks_together", lambda *_: 2)
-    for name, gradient in distillation._step(plan, 2, dict(learned), {})[0].items():
-        assert close(gradient, together[name], 1e-12)
+    for what, value in (("networks_together", lambda *_: 2), ("KEPT", {"cpu": 0})):
+        monkeypatch.setattr(distillation, what, value)
+        for name, gradient in distillation._step(plan, 2, dict(learned), {})[0].items():
+            assert close(gradient, together[name], 1e-12)
 
 
 @pytest.mark.parametrize("soft", [False, True])

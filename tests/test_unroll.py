@@ -144,6 +144,28 @@ def test_an_unroll_in_two_parts_is_the_whole(optimiser):
 
 
 @OPTIMISERS
+@pytest.mark.parametrize("segment", [1, 2, STEPS, STEPS + 1])
+def test_an_unroll_in_segments_is_the_whole(optimiser, segment):
+    problem = Problem(optimiser)
+    _, expected = problem.replay()
+
+    def end(weights):
+        return (problem.target * weights + weights**2).sum(1), problem.target + 2 * weights
+
+    begun = unroll.begin(problem.nets, optimiser)
+    rates, inputs = problem.rates.detach(), [problem.x, problem.y]
+    losses, found = unroll.through(problem.a, optimiser, begun, problem.batches, rates, inputs, end, segment)
+    trained = unroll.advance(problem.a, optimiser, begun, problem.batches, rates)
+    near(losses, end(trained.weights)[0])
+    near(found.weights, expected.weights)
+    for ours, whole in zip(found.inputs, expected.inputs, strict=True):
+        near(ours, whole)
+    assert (found.rates is None) == (optimiser.kind == "sgd")
+    if found.rates is not None:
+        near(found.rates, expected.rates)
+
+
+@OPTIMISERS
 def test_the_end_averages_may_be_in_the_loss_and_training_may_be_under_way(optimiser):
     problem = Problem(optimiser, 2)
     begun = unroll.begin(problem.nets, optimiser)

@@ -41,6 +41,12 @@ PRETRAINING = {"mnist": (40, 20, 2e-4), "usps": (130, 40, 2e-4), "svhn": (65, 20
 """How pretrained networks learn: epochs, epochs from one halving of the rate to the next, rate; as MNIST elsewhere."""
 
 
+KEPT = {"cpu": 2**22, "cuda": 2**30}
+"""Numbers in the weights before each step, of networks that walk the steps together, by device type: where there would
+be more, those of one pass at a time are kept.
+"""
+
+
 @dataclass(frozen=True)
 class Settings:
     """The settings of :func:`dd`, by default the published ones; making one checks what can be checked without data."""
@@ -278,11 +284,19 @@ def _through(plan: _Plan, nets: Networks, learned: Tensors, x: Tensor, y: Tensor
     a, inner, compiled = nets.architecture, Optimiser(plan.own.inner), plan.own.compiled
     leaves = {name: t.detach().requires_grad_() for name, t in learned.items()}
     batches, rates = plan.batches(plan.start | leaves)
-    trace = unroll.forward(a, inner, unroll.begin(nets, inner), batches, rates, compiled=compiled)
-    parts = slices(len(nets), networks_together(a, len(x), x.device))
-    ends = [unroll.loss_and_gradient(a, trace.end.weights[part], x, y) for part in parts]
-    losses, gradient = (torch.cat(found) for found in zip(*ends, strict=True))
-    found = unroll.adjoint(a, inner, trace, batches, gradient, list(leaves.values()), compiled=compiled)
+    steps = len(plan.order)
+    whole = steps * a.parameter_count() * len(nets) <= KEPT[x.device.type]
+
+    def end(weights: Tensor) -> tuple[Tensor, Tensor]:
+        parts = slices(len(nets), networks_together(a, len(x), x.device))
+        ends = [unroll.loss_and_gradient(a, weights[part], x, y) for part in parts]
+        losses, gradient = (torch.cat(found) for found in zip(*ends, strict=True))
+        return losses, gradient
+
+    losses, found = unroll.through(
+        a, inner, unroll.begin(nets, inner), batches, rates, list(leaves.values()), end,
+        steps if whole else plan.own.steps, compiled,
+    )  # fmt: skip
     gradients = dict(zip(leaves, found.inputs, strict=True))
     if "rates" in leaves and found.rates is not None:  # the inner optimiser has them, not the labels
         gradients["rates"] = torch.autograd.grad(rates, leaves["rates"], found.rates)[0]
