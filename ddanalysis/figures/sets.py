@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from ddanalysis import checks
 from ddanalysis.data import ImageData
 from ddanalysis.distilled import DistilledSet
-from ddanalysis.figures.style import GREY, METHOD_NAMES, WIDTH, colours, in_order, legend, need, side_by_side
-from ddanalysis.intervals import mean_and_half_width, unit_means
+from ddanalysis.figures.style import GREY, METHOD_NAMES, WIDTH, colours, in_order, legend, need, points, side_by_side
+from ddanalysis.intervals import mean_and_half_width
 
 STYLES = ("-", "--", ":", "-.")
 COMPONENT_COLOURS = ("#555555", "#D62728", "#8C6D31")
@@ -37,7 +37,7 @@ def accuracy_points(table: pd.DataFrame) -> Figure:
             offset = (place - (len(methods) - 1) / 2) * 0.8 / len(methods)
             for x, ipc in enumerate(ipcs):
                 rows = here[(here["method"] == method) & (here["ipc"] == ipc)]
-                _points(ax, x + offset, 0.5 / len(methods), rows, colours(methods)[method])
+                points(ax, x + offset, 0.5 / len(methods), rows, colours(methods)[method], ["set_seed", "network_seed"])
         ax.set_xticks(range(len(ipcs)), [str(ipc) for ipc in ipcs])
         ax.set(title=" · ".join(map(str, setting)), xlabel="Images a class", xlim=(-0.55, len(ipcs) - 0.45))
         ax.tick_params(axis="x", length=0)
@@ -50,19 +50,6 @@ def accuracy_points(table: pd.DataFrame) -> Figure:
     axes[0].set(ylabel="Test accuracy", ylim=(max(low - margin, -0.02), min(high + margin, 1.02)))
     legend(figure, {METHOD_NAMES.get(m, m): colours(methods)[m] for m in methods}, marker="D")
     return figure
-
-
-def _points(ax: Axes, x: float, spread: float, rows: pd.DataFrame, colour: str) -> None:
-    """The networks of one method at one ipc, side by side in order of their seeds, and their mean."""
-    if not len(rows):
-        return
-    rows = rows.sort_values(["set_seed", "network_seed"])
-    across = x + (np.linspace(-0.5, 0.5, len(rows)) * spread if len(rows) > 1 else np.zeros(1))
-    ax.scatter(across, rows["accuracy"], s=9, color=colour, alpha=0.35, linewidths=0, zorder=2)
-    _, means = unit_means(rows, "accuracy", ("set_seed", "network_seed"))
-    middle, half = mean_and_half_width(means[None])
-    ax.errorbar(x, middle, half, color=colour, linewidth=1.3, capsize=2.5, zorder=3)
-    ax.plot(x, middle[0], "D", color=colour, markersize=3.8, markeredgecolor="white", markeredgewidth=0.5, zorder=4)
 
 
 def image_grid(

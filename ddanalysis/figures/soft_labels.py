@@ -16,7 +16,7 @@ from matplotlib.patches import Circle, Patch, Wedge
 from ddanalysis import checks
 from ddanalysis.data import ImageData
 from ddanalysis.distilled import DistilledSet, fits, pixels
-from ddanalysis.figures.style import GREY, SPARE_COLOURS, WIDTH, need, side_by_side
+from ddanalysis.figures.style import GREY, SPARE_COLOURS, WIDTH, need, points, side_by_side
 from ddanalysis.intervals import mean_and_half_width, unit_means
 
 if TYPE_CHECKING:
@@ -172,21 +172,6 @@ def kind_colours(column: pd.Series) -> dict[Any, str]:
     found = levels(column)
     spare = {kind: SPARE_COLOURS[i % len(SPARE_COLOURS)] for i, kind in enumerate(found)}
     return {kind: KIND_COLOURS.get(str(kind), spare[kind]) for kind in found}
-
-
-def points(ax: Axes, x: float, spread: float, rows: pd.DataFrame, colour: str, units: Sequence[str]) -> None:
-    """The accuracies of ``rows`` side by side around x, their mean, and its interval over the first of ``units`` that
-    they differ in.
-    """
-    if not len(rows):
-        return
-    rows = rows.sort_values(list(units))
-    across = x + (np.linspace(-0.5, 0.5, len(rows)) * spread if len(rows) > 1 else np.zeros(1))
-    alpha = 0.35 if len(rows) <= 50 else 0.15
-    ax.scatter(across, rows["accuracy"], s=8, color=colour, alpha=alpha, linewidths=0, zorder=2)
-    middle, half = mean_and_half_width(unit_means(rows, "accuracy", units)[1][None])
-    ax.errorbar(x, middle, half, color=colour, linewidth=1.3, capsize=2.5, zorder=3)
-    ax.plot(x, middle[0], "D", color=colour, markersize=3.8, markeredgecolor="white", markeredgewidth=0.5, zorder=4)
 
 
 def _word(value: Any) -> str:

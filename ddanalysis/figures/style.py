@@ -1,12 +1,15 @@
-"""What all figures share: colours and names of methods, panels, legends, and the check of a table's columns."""
+"""What all figures share: colours and names of methods, panels, points, legends, and the check of a table's columns."""
 
 from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
+from ddanalysis.intervals import mean_and_half_width, unit_means
 
 METHOD_COLOURS = {
     "bptt": "#E69F00",
@@ -115,3 +118,18 @@ def legend(figure: Figure, lines: dict[str, str], marker: str = "") -> None:
     else:
         columns = -(-len(handles) // -(-len(handles) // 4))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def points(ax: Axes, x: float, spread: float, rows: pd.DataFrame, colour: str, units: Sequence[str]) -> None:
+    """The accuracies of ``rows`` side by side around x, their mean, and its interval over the first of ``units`` that
+    they differ in.
+    """
+    if not len(rows):
+        return
+    rows = rows.sort_values(list(units))
+    across = x + (np.linspace(-0.5, 0.5, len(rows)) * spread if len(rows) > 1 else np.zeros(1))
+    alpha = 0.35 if len(rows) <= 50 else 0.15
+    ax.scatter(across, rows["accuracy"], s=8, color=colour, alpha=alpha, linewidths=0, zorder=2)
+    middle, half = mean_and_half_width(unit_means(rows, "accuracy", units)[1][None])
+    ax.errorbar(x, middle, half, color=colour, linewidth=1.3, capsize=2.5, zorder=3)
+    ax.plot(x, middle[0], "D", color=colour, markersize=3.8, markeredgecolor="white", markeredgewidth=0.5, zorder=4)
