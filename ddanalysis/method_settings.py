@@ -101,6 +101,7 @@ _ONLINE: dict[str, Rule] = {
 _BASE_IMAGES: dict[str, Rule] = {
     "source": one_of_or_path(("", "noise", *DATASETS)),
     "balanced": flag,
+    "base_examples": whole(1),
     "overlap": flag,
     "start": choice(("uniform", "true")),
 }

@@ -18,7 +18,15 @@ from ddanalysis.compute import Compute, images_per_pass, logits_function, networ
 from ddanalysis.layers import Parameters, Weight
 from ddanalysis.seeding import generator
 
-INITIALISATIONS = ("default", "xavier_normal", "xavier_uniform", "kaiming_normal", "kaiming_uniform", "orthogonal")
+INITIALISATIONS = (
+    "default",
+    "xavier_normal",
+    "xavier_uniform",
+    "kaiming_normal",
+    "kaiming_uniform",
+    "orthogonal",
+    "kaiming_convolutions",
+)
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,8 @@ def create(
     """One freshly initialised network a seed; a network depends on its own seed alone.
 
     ``initialisation`` is one of ``INITIALISATIONS``, or "" for the architecture's own ("default": PyTorch's). Biases
-    are PyTorch's in "default" and 0 otherwise; the gain is that of ReLU for Kaiming and 1 else.
+    are PyTorch's in "default" and 0 otherwise; the gain is that of ReLU for Kaiming and 1 else. "kaiming_convolutions"
+    is "kaiming_normal" for convolutions, "default" for linear layers.
     """
     initialisation = initialisation or architecture.initialisation
     checks.one_of("initialisation", initialisation, INITIALISATIONS)
@@ -162,11 +171,11 @@ def _initialise(t: torch.Tensor, weight: Weight, how: str, g: torch.Generator) -
     elif weight.role in ("shift", "running_mean"):
         t.zero_()
     elif weight.role == "bias":
-        bound = 1 / math.sqrt(weight.fan_in) if how == "default" else 0.0
+        bound = 1 / math.sqrt(weight.fan_in) if how in ("default", "kaiming_convolutions") else 0.0
         t.uniform_(-bound, bound, generator=g)
-    elif how == "default":
+    elif how == "default" or (how == "kaiming_convolutions" and t.ndim == 2):
         init.kaiming_uniform_(t, a=math.sqrt(5), generator=g)
-    elif how == "kaiming_normal":
+    elif how in ("kaiming_normal", "kaiming_convolutions"):
         init.kaiming_normal_(t, mode="fan_out", nonlinearity="relu", generator=g)
     elif how == "kaiming_uniform":
         init.kaiming_uniform_(t, nonlinearity="relu", generator=g)

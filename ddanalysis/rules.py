@@ -42,7 +42,15 @@ DATASETS = (
     "usps28",
 )
 PRECISIONS = ("float32", "bfloat16")
-WEIGHTS = ("default", "xavier_normal", "xavier_uniform", "kaiming_normal", "kaiming_uniform", "orthogonal")
+WEIGHTS = (
+    "default",
+    "xavier_normal",
+    "xavier_uniform",
+    "kaiming_normal",
+    "kaiming_uniform",
+    "orthogonal",
+    "kaiming_convolutions",
+)
 """How networks begin."""
 _DISTANCES = ("names", "means-mse", "means-nrmse", "means-ssim")
 LABEL_STARTS = (

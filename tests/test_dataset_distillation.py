@@ -475,5 +475,6 @@ def test_refuses_a_source_of_other_channels_or_classes(channels, classes, monkey
 def test_what_is_no_number_stops_the_work():
     with pytest.raises(FloatingPointError, match="loss of DD is nan in iteration 0: lower a learning rate"):
         dd(small(dtype=torch.float32), **SMALL | {"step_size": 1e38})
-    with pytest.raises(FloatingPointError, match="a step size of DD became -"):
-        dd(small(), **SMALL | {"positive_rates": False, "step_size": 0.01, "rate": 0.1, "iterations": 9})
+    plan = plan_of(small(), positive_rates=False)
+    with pytest.raises(FloatingPointError, match=r"a step size of DD is -0\.5 in the end"):
+        plan.as_set({"rates": torch.tensor([0.1, -0.5, 0.1, 0.1], dtype=torch.float64)})

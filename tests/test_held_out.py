@@ -230,3 +230,10 @@ ERRORS = {
 def test_errors(message):
     with pytest.raises(ValueError, match=message):
         ERRORS[message]()
+
+
+def test_classes_in_turn_take_one_image_of_each():
+    y = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
+    rows = torch.arange(8)
+    assert held_out._in_turn(rows, y).tolist() == [0, 3, 5, 1, 4, 6, 2, 7]
+    assert held_out._in_turn(rows.flip(0), torch.eye(3)[y]).tolist() == [2, 4, 7, 1, 3, 6, 0, 5]

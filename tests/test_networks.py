@@ -127,6 +127,15 @@ def test_initialisations_have_their_spread(how, std):
     assert float(state["conv0.bias"].abs().max()) == 0
 
 
+def test_kaiming_convolutions_leave_linear_layers_alone():
+    a = build("ResNet14", (3, 32, 32), 10)
+    ours, every = (networks.create(a, [0, 1], how).state for how in ("", "kaiming_normal"))
+    assert float(ours["stem.weight"].std()) == pytest.approx((2 / (16 * 9)) ** 0.5, rel=0.1)
+    assert float(ours["head.weight"].abs().max()) == pytest.approx(64**-0.5, rel=0.02)  # PyTorch's bound
+    assert 0 < float(ours["head.bias"].abs().max()) <= 64**-0.5
+    assert float(every["head.weight"].std()) == pytest.approx((2 / 10) ** 0.5, rel=0.1)
+
+
 def test_orthogonal_initialisation_is_orthogonal():
     w = networks.create(build("MLP", (1, 8, 8), 10), [0, 1], "orthogonal").state["fc1.weight"]
     assert torch.allclose(w @ w.mT, torch.eye(128).expand(2, -1, -1), atol=1e-5)

@@ -47,7 +47,8 @@ class Replay:
 
     ``optimiser`` is "sgd" (plain), "momentum" (SGD with 0.9) or "adam". ``order`` is "own", or drawn anew for every
     pass and network: "steps" shuffles the steps, each with its images and its rate, "images" deals all images of a pass
-    into new batches, while rates stay in place. ``passes`` 0 is the set's own number; the rates of the last pass serve
+    into new batches, while rates stay in place. "classes in turn" does so too, but takes one image of each class, then
+    the next of each. ``passes`` 0 is the set's own number; the rates of the last pass serve
     for more. ``rate`` 0 is the set's own rates, else one for all steps. ``batch`` 0 is the set's own, else the images
     of a pass, in their order, are cut into batches of that many.
     """
@@ -60,7 +61,7 @@ class Replay:
 
     def __post_init__(self) -> None:
         checks.one_of("optimiser of a replay", self.optimiser, ("sgd", "momentum", "adam"))
-        checks.one_of("order of a replay", self.order, ("own", "steps", "images"))
+        checks.one_of("order of a replay", self.order, ("own", "steps", "images", "classes in turn"))
         checks.whole("passes of a replay", self.passes, 0)
         checks.at_least("rate of a replay", self.rate, 0)
         checks.whole("batch of a replay", self.batch, 0)
@@ -250,8 +251,17 @@ def _updates(one: DistilledSet, replay: Replay, seed: int) -> tuple[Tensor, tupl
         elif replay.order == "images":
             shuffled = torch.randperm(own.numel(), generator=generator(seed, "images", number))
             own = own.flatten()[shuffled].view_as(own)
+        elif replay.order == "classes in turn":
+            own = _in_turn(own.flatten(), one.y).view_as(own)
         walked.append((own, rate))
     return torch.cat([own for own, _ in walked]), tuple(torch.cat([rate for _, rate in walked]).tolist())
+
+
+def _in_turn(rows: Tensor, y: Tensor) -> Tensor:
+    """``rows`` with one of each class of the labels ``y``, then the next of each, classes in their order."""
+    classes = (y.argmax(1) if y.is_floating_point() else y)[rows]
+    rank = (classes[:, None] == classes).tril(-1).sum(1)  # how many of its class come before it
+    return rows[(rank * (int(classes.max()) + 1) + classes).argsort()]
 
 
 def _rates(one: DistilledSet, replay: Replay, passes: int, steps: int) -> Tensor:

@@ -161,7 +161,9 @@ def _case(study: str, given: Mapping[str, Any], varied: dict[str, Any], tests: d
     checks.one_of(f"algorithm of {study}", algorithm, (*LEARNED, *BASELINES))
     checks.whole(f"base_examples of {study}", n)
     if n % classes:
-        raise ValueError(f"base_examples of {study} is {n}: a multiple of the {classes} classes is needed")
+        if "images" in algorithm or settings.get("balanced", True):
+            raise ValueError(f"base_examples of {study} is {n}: a multiple of the {classes} classes is needed")
+        settings["base_examples"] = n
     if algorithm in BASELINES and settings.get("source") == "noise":
         raise ValueError(f"algorithm of {study} is {algorithm!r} and its source noise, which has no labels")
     said = ("algorithm", "base_examples", "source", "target_size", "iterations")
@@ -300,7 +302,7 @@ class _Bench:
 
 
 def _bench(run: Run, data: ImageData, architecture: Architecture, case: Case, seed: int, searchers: int) -> _Bench:
-    job = Job(data, architecture, case.base_examples // data.n_classes, seed)
+    job = Job(data, architecture, max(case.base_examples // data.n_classes, 1), seed)
     profile = profile_methods(run.root / "params", run.profile).get(case.method, {})
     own = {key: value for key, value in profile.items() if key != "ipc"} | case.settings
     settings = METHODS[case.method].settings(own)

@@ -85,9 +85,12 @@ class ResNet(Architecture):
 
 @dataclass(frozen=True)
 class ResNet14(ResNet):
-    """The 14-layer CIFAR ResNet that the label-distillation code calls ResNet-18 (Bohdal et al. 2020)."""
+    """The 14-layer CIFAR ResNet that the label-distillation code calls ResNet-18 (Bohdal et al. 2020).
+
+    It is evaluated with running statistics; the published second-order code tests it with those of each test batch.
+    """
 
     blocks: tuple[int, ...] = (2, 2, 2)
     widths: tuple[int, ...] = (16, 32, 64)
 
-    initialisation: ClassVar[str] = "kaiming_normal"
+    initialisation: ClassVar[str] = "kaiming_convolutions"

@@ -39,6 +39,7 @@ def ld(
     batch_real: int = 1024,
     source: str = "",
     balanced: bool = True,
+    base_examples: int | None = None,
     overlap: bool = False,
     start: str = "uniform",
     target_size: int | None = None,
@@ -48,19 +49,19 @@ def ld(
 ) -> Made:
     """Learn labels by the second-order gradient; the defaults are the published ones for at most 100 images of MNIST.
 
-    N = ipc x classes base images come from :mod:`base_images`: with a ``source`` from that, else from training images,
-    those for validation among them only with ``overlap`` (published). Labels start "uniform" (published) or "true",
-    learn by Adam at ``rate``, and are clamped to [0, 1] and made to sum to 1 after each step. The look-ahead is
-    ``horizon`` steps (published 1) of SGD at ``inner_rate``; the network trains by Adam at ``network_rate``, with the
-    gradient of the first. None is :func:`label_loop.preset`; ``target_size`` limits the target images (None: all).
-    ``history`` has the loss and accuracy of the look-ahead on target images, "inner_loss", that on the set, and what
-    :func:`label_loop.distil` adds.
+    N = ipc x classes base images, or ``base_examples`` that are not balanced, come from :mod:`base_images`: with a
+    ``source`` from that, else from training images, those for validation among them only with ``overlap`` (published).
+    Labels start "uniform" (published) or "true", learn by Adam at ``rate``, and are clamped to [0, 1] and made to sum
+    to 1 after each step. The look-ahead is ``horizon`` steps (published 1) of SGD at ``inner_rate``; the network
+    trains by Adam at ``network_rate``, with the gradient of the first. None is :func:`label_loop.preset`;
+    ``target_size`` limits the target images (None: all). ``history`` has the loss and accuracy of the look-ahead on
+    target images, "inner_loss", that on the set, and what :func:`label_loop.distil` adds.
     """
     own = {
         "iterations": iterations, "rate": rate, "network_rate": network_rate, "inner_rate": inner_rate,
         "horizon": horizon, "inner_batch": inner_batch, "batch_real": batch_real, "source": source,
-        "balanced": balanced, "overlap": overlap, "start": start, "target_size": target_size,
-        "validation": validation, "validate_every": validate_every, "window": window,
+        "balanced": balanced, "base_examples": base_examples, "overlap": overlap, "start": start,
+        "target_size": target_size, "validation": validation, "validate_every": validate_every, "window": window,
     }  # fmt: skip
     return distil(task(job, "LD", "labels", own), _second_order)
 
@@ -77,6 +78,7 @@ def ld_ridge(
     batch_real: int = 1024,
     source: str = "",
     balanced: bool = True,
+    base_examples: int | None = None,
     overlap: bool = False,
     start: str = "uniform",
     target_size: int | None = None,
@@ -92,8 +94,8 @@ def ld_ridge(
     own = {
         "iterations": iterations, "rate": rate, "network_rate": network_rate, "penalty": penalty,
         "head_rate": head_rate, "scale_rate": scale_rate, "inner_batch": inner_batch, "batch_real": batch_real,
-        "source": source, "balanced": balanced, "overlap": overlap, "start": start, "target_size": target_size,
-        "validation": validation, "validate_every": validate_every, "window": window,
+        "source": source, "balanced": balanced, "base_examples": base_examples, "overlap": overlap, "start": start,
+        "target_size": target_size, "validation": validation, "validate_every": validate_every, "window": window,
     }  # fmt: skip
     return distil(task(job, "LD by ridge regression", "labels", own), _first_order)
 

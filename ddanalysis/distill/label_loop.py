@@ -32,7 +32,7 @@ def preset(job: Job, learn: str, given: dict[str, Any]) -> dict[str, Any]:
     They are the batch of the set, the window of the reset clock, the numbers of validation images
     (:func:`base_images.split`) and the iterations between validations: five epochs of target images.
     """
-    n, name = job.ipc * job.data.n_classes, job.data.name.split("-")[0]
+    n, name = count(job, given), job.data.name.split("-")[0]
     rows, held_out = split(job.data, job.seed, given["validation"], given["target_size"])
     checks.whole("batch_real of label distillation", given["batch_real"])
     published = {
@@ -42,6 +42,15 @@ def preset(job: Job, learn: str, given: dict[str, Any]) -> dict[str, Any]:
         "validate_every": 5 * math.ceil(len(rows) / given["batch_real"]),
     }
     return given | {key: value for key, value in published.items() if given[key] is None}
+
+
+def count(job: Job, given: dict[str, Any]) -> int:
+    """How many images a set has: ``base_examples`` of the settings that are ``given``, None for ipc of each class."""
+    asked = given.get("base_examples")
+    checks.whole("base_examples", 1 if asked is None else asked)
+    if asked is not None and given.get("balanced"):
+        raise ValueError(f"base_examples is {asked} and balanced True: a balanced set has ipc images of each class")
+    return job.ipc * job.data.n_classes if asked is None else asked
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ def task(job: Job, what: str, learn: str, given: dict[str, Any]) -> Task:
         checks.whole(f"{name} of {what}", own.get(name, 1))
     for name in ("rate", "network_rate", "inner_rate"):
         checks.at_least(f"{name} of {what}", own.get(name, 0), 0)
-    data, n = job.data, job.ipc * job.data.n_classes
+    data, n = job.data, count(job, own)
     if own["inner_batch"] > n:
         raise ValueError(f"inner_batch of {what} is {own['inner_batch']}: the set has {n} images")
     head = "ridge" if "penalty" in own else "linear"
