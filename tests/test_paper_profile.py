@@ -8,7 +8,12 @@ import torch
 import yaml
 
 from benchmarks.published_steps import job_of, made_up
-from ddanalysis.distill import METHODS
+from ddanalysis import data
+from ddanalysis.analysis import label_distillation, soft_labels
+from ddanalysis.analysis.label_distillation import LEARNED, Case
+from ddanalysis.analysis.soft_labels import Variant
+from ddanalysis.architectures import build
+from ddanalysis.distill import METHODS, Job
 from ddanalysis.parameters import profile_methods
 
 PARAMS = Path(__file__).parents[1] / "params"
@@ -32,3 +37,46 @@ def test_first_steps(method: str) -> None:
     made = METHODS[method].make(job, **recipe | fewer)
     assert made.x.shape == (100, 3, 32, 32) and torch.isfinite(made.x).all()
     assert torch.equal(made.y, job.labels())
+
+
+def studies_of(notebook: str) -> dict[str, Any]:
+    return yaml.safe_load((PARAMS / "paper" / f"{notebook}.yaml").read_text(encoding="utf-8"))["studies"]
+
+
+VARIANTS = soft_labels.variants(studies_of("09_soft_labels"), 10, profile_methods(PARAMS, "paper"))
+CASES = [
+    case
+    for name, own in studies_of("10_label_distillation").items()
+    for case in label_distillation.cases(name, own, 10)
+]
+LEARNING = [
+    case for case in CASES if case.algorithm in LEARNED and case.base_examples == 10 and case.test_networks == ()
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda one: one.word)
+def test_first_steps_of_learned_images(variant: Variant) -> None:
+    few = {"iterations": 1, "batch_real": 20, "at_once": 1} | (
+        {"pretrained": 4, "pretrained_epochs": 1} if "attack" in variant.settings else {}
+    )
+    cifar = made_up(100)
+    job = Job(cifar, build("LeNet", cifar.shape, 10), variant.ipc)
+    made = METHODS[variant.method].make(job, **variant.settings | few)
+    assert (
+        made.x.shape == (100, 3, 32, 32)
+        and torch.isfinite(made.x).all()
+        and not torch.equal(made.x, job.start("noise"))
+    )
+
+
+@pytest.mark.parametrize("case", LEARNING, ids=lambda one: f"{one.study} {one.algorithm} {one.base_examples}")
+def test_first_steps_of_learned_labels(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    cifar = made_up(200)
+    monkeypatch.setattr(data, "load", lambda name, **_: {"cub200": cifar}[name])
+    few = {"iterations": 2, "batch_real": 20, "validate_every": 2, "validation": 20, "window": 1}
+    job = Job(cifar, build("LeNet", cifar.shape, 10), case.base_examples // 10)
+    made = METHODS[case.method].make(job, **case.settings | few)
+    assert made.x.shape == (case.base_examples, 3, 32, 32) and torch.isfinite(made.x).all()
+    assert len(made.y) == case.base_examples and (
+        "images" in case.algorithm or torch.allclose(made.y.sum(1), torch.ones(10))
+    )
