@@ -340,13 +340,15 @@ def through(
 
     trace = trace_of(len(parts) - 1)
     losses, gradient = end(trace.end.weights)
-    found = [back(trace, len(parts) - 1, gradient, None)]
+    found = back(trace, len(parts) - 1, gradient, None)
     del trace
+    totals, into_rates = found.inputs, [found.rates]
     for i in reversed(range(len(parts) - 1)):
-        found.insert(0, back(trace_of(i), i, found[0].weights, found[0].averages))
-    totals = [torch.stack(each).sum(0) for each in zip(*(one.inputs for one in found), strict=True)]
-    into_rates = [one.rates for one in found if one.rates is not None]
-    return losses, Gradients(totals, torch.cat(into_rates) if into_rates else None, found[0].weights, found[0].averages)
+        found = back(trace_of(i), i, found.weights, found.averages)
+        totals = [total + own for total, own in zip(totals, found.inputs, strict=True)]
+        into_rates.insert(0, found.rates)
+    known = [rates for rates in into_rates if rates is not None]
+    return losses, Gradients(totals, torch.cat(known) if known else None, found.weights, found.averages)
 
 
 def _from(part: slice, batches: Batches) -> Batches:
