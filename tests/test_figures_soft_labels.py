@@ -216,8 +216,9 @@ def test_published_numbers_are_stars_where_ours_are_and_grey_if_recalled():
     found = [(round(float(s.get_xdata()[0])), s.get_ydata()[0], s.get_color()) for s in stars(random)]
     assert found == [(1, 0.8, "black"), (1, 0.7, figures.RECALLED)]
     assert words(fixed.figure.legends[0].get_texts()) == ["hard", "soft", "Published", "Recalled, unverified"]
-    none = figures.accuracy_against(accuracies(), "images", published=theirs.assign(published=np.nan))
-    assert words(none.legends[0].get_texts()) == ["hard", "soft"]
+    for nothing in (theirs.assign(published=np.nan), theirs[:0]):
+        none = figures.accuracy_against(accuracies(), "images", published=nothing)
+        assert words(none.legends[0].get_texts()) == ["hard", "soft"]
 
 
 def test_bars_are_means_before_and_after_and_a_group_without_networks_has_one():

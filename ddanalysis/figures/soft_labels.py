@@ -194,7 +194,7 @@ def published_mark(
     """A star for each published number of ``what``, with its deviation, grey where it is recalled; ``level`` lays it on
     its side. Of ``what`` those count that ``published`` has as columns.
     """
-    if published is None:
+    if published is None or not len(published):
         return
     need(published, ["published", "published_deviation", "certainty"])
     same = same_rows(published, {k: v for k, v in what.items() if k in published.columns})
