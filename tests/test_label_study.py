@@ -282,3 +282,5 @@ def test_published_numbers_are_told_apart_as_ours_are():
     smoothed = numbers.set_index(keys).loc[("mnist", "smoothed labels", 100)].set_index("published")
     assert smoothed.loc[0.861, "certainty"] == "measured from the published scripts"
     assert ("emnist_letters", "ridge", 100) in numbers.set_index(keys).index
+    none = study.published_accuracies(data.load("digits"))
+    assert none.empty and {"algorithm", "base_examples", "published"} <= set(none.columns)

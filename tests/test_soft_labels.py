@@ -264,3 +264,5 @@ def test_published_numbers_are_told_apart_as_ours_are():
     assert found.set_index(keys).loc[("adaptation", "pretrained", 100, "hard"), "published"] == 0.927
     assert found.set_index(keys).loc[("k-means", "random", 100, "hard"), "certainty"] == "recalled, unverified"
     assert "adaptation" not in set(published_accuracies(mnist, {"fixed": {}})["mode"])
+    none = published_accuracies(DIGITS, {"fixed": {}})
+    assert none.empty and {"mode", "labels", "published"} <= set(none.columns)

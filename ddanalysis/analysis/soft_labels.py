@@ -239,10 +239,10 @@ def published_accuracies(data: ImageData, studies: Mapping[str, Mapping[str, Any
     """The published accuracies on these data, by the columns dataset, network, mode, initialisation, images and labels
     of the table, with published, published_deviation and certainty; of adaptation those from the ``studies``' sources.
     """
-    near = tuple(str(study.get("source", data.name)) for study in studies.values())  # "usps28" is a form of "usps"
+    near = [str(study.get("source", data.name)) for study in studies.values()]  # "usps28" is a form of "usps"
     numbers = published.own_steps(data.name, data.n_classes)
     numbers = numbers[numbers["method"].isin([*METHOD_NAMES, *BASELINES])]
-    numbers = numbers[[any(own.startswith(on) for own in near) for on in numbers["pretrained_on"]]]
+    numbers = numbers[numbers["pretrained_on"].map(lambda on: any(own.startswith(on) for own in near)).astype(bool)]
     kinds = numbers["pretrained_on"].map(lambda on: "attack" if on == data.name else "adaptation" if on else "basic")
     modes = kinds.where(numbers["method"].isin(METHOD_NAMES), numbers["method"])
     return numbers.assign(mode=modes, labels=numbers["method"].map({"sldd": "soft"}).fillna("hard"))
