@@ -113,13 +113,16 @@ def own_steps(dataset: str, n_classes: int) -> pd.DataFrame:
 
 
 def greyed(table: pd.DataFrame) -> "Styler":
-    """``table`` to be shown, with three decimals; rows whose ``certainty`` is that of a recalled number are grey.
+    """``table`` to be shown, with three decimals, and grey where its ``certainty`` is that of a recalled number.
 
-    ``ValueError`` for a table without that column.
+    Beside ours (:func:`beside`) the published columns of a row are, else all. ``ValueError`` without that column.
     """
     if "certainty" not in table.columns:
         raise ValueError(f"the table has no column 'certainty': it has {', '.join(map(str, table.columns))}")
-    return table.style.apply(_grey, axis=1).format(precision=3, na_rep="")
+    theirs = list(BESIDE) if "published" in table.columns else table.columns
+    return table.style.apply(_grey, axis=1, subset=[c for c in table.columns if c in theirs]).format(
+        precision=3, na_rep=""
+    )
 
 
 def _grey(row: pd.Series) -> list[str]:

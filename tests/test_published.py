@@ -226,6 +226,10 @@ def test_numbers_of_own_steps_say_of_which_sets_they_are():
 def test_recalled_numbers_are_shown_in_grey():
     table = pd.DataFrame({"published": [0.5, 0.25], "certainty": ["printed", "recalled, unverified"]})
     html = published.greyed(table).to_html()
-    assert html.count("color: gray") == 1 and "#T_" in html.split("color: gray")[0] and "row1" in html.split("{")[0]
+    assert html.count("color: gray") == 1 and "row1_col0" in html.split("{")[0] and "row0" not in html.split("{")[0]
+    beside_ours = published.greyed(table.assign(mean=0.3)).to_html().split("{")[0]
+    assert "row1_col1" in beside_ours and "col2" not in beside_ours
+    every = published.greyed(table.rename(columns={"published": "value"})).to_html().split("{")[0]
+    assert "row1_col0" in every and "row1_col1" in every
     with pytest.raises(ValueError, match="no column 'certainty': it has value"):
         published.greyed(pd.DataFrame({"value": [1.0]}))
