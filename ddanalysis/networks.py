@@ -16,17 +16,10 @@ from ddanalysis import checks
 from ddanalysis.architectures import Architecture
 from ddanalysis.compute import Compute, images_per_pass, logits_function, networks_together, slices
 from ddanalysis.layers import Parameters, Weight
+from ddanalysis.rules import WEIGHTS
 from ddanalysis.seeding import generator
 
-INITIALISATIONS = (
-    "default",
-    "xavier_normal",
-    "xavier_uniform",
-    "kaiming_normal",
-    "kaiming_uniform",
-    "orthogonal",
-    "kaiming_convolutions",
-)
+INITIALISATIONS = WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -166,16 +159,18 @@ def create(
 
 
 def _initialise(t: torch.Tensor, weight: Weight, how: str, g: torch.Generator) -> None:
+    if how == "kaiming_convolutions":
+        how = "kaiming_normal" if t.ndim == 4 else "default"
     if weight.role in ("scale", "running_var"):
         t.fill_(1.0)
     elif weight.role in ("shift", "running_mean"):
         t.zero_()
     elif weight.role == "bias":
-        bound = 1 / math.sqrt(weight.fan_in) if how in ("default", "kaiming_convolutions") else 0.0
+        bound = 1 / math.sqrt(weight.fan_in) if how == "default" else 0.0
         t.uniform_(-bound, bound, generator=g)
-    elif how == "default" or (how == "kaiming_convolutions" and t.ndim == 2):
+    elif how == "default":
         init.kaiming_uniform_(t, a=math.sqrt(5), generator=g)
-    elif how in ("kaiming_normal", "kaiming_convolutions"):
+    elif how == "kaiming_normal":
         init.kaiming_normal_(t, mode="fan_out", nonlinearity="relu", generator=g)
     elif how == "kaiming_uniform":
         init.kaiming_uniform_(t, nonlinearity="relu", generator=g)

@@ -208,10 +208,11 @@ class _Plan:
 
     def as_set(self, learned: Tensors) -> Tensors:
         now = self.start | learned
-        if not float(self.rates(now).min()) > 0:
-            lowest = float(self.rates(now).min())
+        rates = self.rates(now).detach()
+        lowest = float(rates.min())
+        if not lowest > 0:
             raise FloatingPointError(f"a step size of DD is {lowest} in the end: lower rate, or keep positive_rates")
-        own = {"y": self.labels(now).detach(), "learning_rates": self.rates(now).detach().clone()}
+        own = {"y": self.labels(now).detach(), "learning_rates": rates.clone()}
         return own | {"x": now["x"], "order": self.order}
 
     def batches(self, now: Tensors) -> tuple[unroll.Batches, Tensor]:
