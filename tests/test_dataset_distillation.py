@@ -478,3 +478,8 @@ def test_what_is_no_number_stops_the_work():
     plan = plan_of(small(), positive_rates=False)
     with pytest.raises(FloatingPointError, match=r"a step size of DD is -0\.5 in the end"):
         plan.as_set({"rates": torch.tensor([0.1, -0.5, 0.1, 0.1], dtype=torch.float64)})
+
+
+def test_only_networks_of_cifar10_learn_augmented_images():
+    found = {name: distillation.pretraining(name).augment for name in ("cifar10", "cifar10-jpeg", "cifar100", "usps28")}
+    assert found == {"cifar10": "crop_flip", "cifar10-jpeg": "crop_flip", "cifar100": "", "usps28": ""}

@@ -392,9 +392,10 @@ def pretrained(job: Job, own: Settings, count: int, held_out: bool = False) -> N
 
 def pretraining(dataset: str, epochs: int | None = None) -> Recipe:
     """How pretrained networks learn a dataset, by ``PRETRAINING`` but for the ``epochs``."""
-    published, halving, rate = PRETRAINING.get(dataset.removesuffix("-jpeg").removesuffix("28"), PRETRAINING["mnist"])
+    name = dataset.removesuffix("-jpeg").removesuffix("28")
+    published, halving, rate = PRETRAINING.get(name, PRETRAINING["mnist"])
     halvings = tuple(range(halving, epochs or published, halving))
-    augmentation = "crop_flip" if dataset.startswith("cifar10") else ""
+    augmentation = "crop_flip" if name == "cifar10" else ""
     return Recipe(epochs or published, None, 1024, "adam", rate, milestones=halvings, decay=0.5, augment=augmentation)
 
 
