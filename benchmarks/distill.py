@@ -46,8 +46,8 @@ from ddanalysis import networks, training, unroll
 from ddanalysis.distill import METHODS, Job, Made, bptt, gradient_matching, trajectory
 from ddanalysis.distill.experts import Experts
 from ddanalysis.evaluation import dsa_strategy
+from ddanalysis.optimisers import Optimiser
 from ddanalysis.training import Recipe
-from ddanalysis.unroll import Optimiser
 
 RETAINED = "retained graph"
 UNROLLED = ("mtt", "tesla", "bptt", "rat")

@@ -17,45 +17,25 @@ C++ compiler on a CPU, and then about 1.4 times less time a step.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
 from torch import Tensor
 
-from ddanalysis import checks
 from ddanalysis.architectures import Architecture
 from ddanalysis.compute import images_per_pass, slices
 from ddanalysis.layers import Parameters, Weight
 from ddanalysis.networks import Networks, cross_entropy
+from ddanalysis.optimisers import Optimiser, adam_averages, back, update
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]
 """The batch of a step, counted from 0: images (n, c, h, w) for all networks, or (K, n, c, h, w), and labels with or
 without that K, ids or soft rows. A function of what is learned, computed anew, with the same result, at every call.
 """
 
-Betas = tuple[float, float]
-EPSILON = 1e-8
 SEGMENT = 4
 """Steps from one kept pair of Adam's averages to the next: those between are made anew on the way back."""
-
-
-@dataclass(frozen=True)
-class Optimiser:
-    """SGD with ``momentum`` (0: none), or Adam with ``betas``; other constants and the arithmetic are PyTorch's."""
-
-    kind: str = "sgd"
-    momentum: float = 0.0
-    betas: Betas = (0.9, 0.999)
-
-    def __post_init__(self) -> None:
-        checks.one_of("optimiser", self.kind, ("sgd", "adam"))
-        checks.at_least("momentum", self.momentum, 0)
-
-    def averages(self, like: Tensor) -> tuple[Tensor, ...]:
-        """The running averages before the first update: none, the momentum, or Adam's mean and square."""
-        count = 2 if self.kind == "adam" else int(self.momentum > 0)
-        return tuple(torch.zeros_like(like) for _ in range(count))
 
 
 @dataclass(frozen=True)
@@ -123,37 +103,6 @@ def begin(networks: Networks, optimiser: Optimiser) -> State:
     """Networks before their first update."""
     weights = flat(networks)
     return State(weights, optimiser.averages(weights))
-
-
-def update(
-    optimiser: Optimiser,
-    weights: Tensor,
-    averages: tuple[Tensor, ...],
-    gradient: Tensor,
-    rate: Tensor | float,
-    step: int,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """New weights and averages after update number ``step`` (counted from 0); any tensors of one shape."""
-    if optimiser.kind == "adam":
-        averages = _adam_averages(optimiser.betas, averages, gradient)
-        direction, _ = _adam_direction(optimiser.betas, averages, step)
-    else:
-        direction = gradient.add(averages[0], alpha=optimiser.momentum) if averages else gradient
-        averages = (direction,) if averages else ()
-    return weights - rate * direction, averages
-
-
-def _adam_averages(betas: Betas, averages: tuple[Tensor, ...], gradient: Tensor) -> tuple[Tensor, Tensor]:
-    mean, square = averages
-    return mean.lerp(gradient, 1 - betas[0]), (square * betas[1]).addcmul(gradient, gradient, value=1 - betas[1])
-
-
-def _adam_direction(betas: Betas, averages: tuple[Tensor, ...], step: int) -> tuple[Tensor, Tensor]:
-    """The direction of Adam, and the root of the unbiased square that it is divided by."""
-    mean, square = averages
-    unbiased = [1 - beta ** (step + 1) for beta in betas]
-    root = (square / unbiased[1]).sqrt()
-    return mean / unbiased[0] / (root + EPSILON), root
 
 
 def loss_and_gradient(
@@ -297,7 +246,7 @@ def adjoint(
     totals, into_rates = [torch.zeros_like(t) for t in inputs], torch.zeros_like(trace.rates)
     for t, kept in _backwards(optimiser, trace):
         rate, step = trace.rates[t], trace.first + t
-        along, into_averages, direction = _back(optimiser, kept, into_weights, into_averages, rate, step)
+        along, into_averages, direction = back(optimiser, kept, into_weights, into_averages, rate, step)
         if direction is not None:
             into_rates[t] = -(into_weights * direction).sum()
         with torch.enable_grad():
@@ -324,35 +273,22 @@ def through(
     ``end`` gives the losses of the end weights (K, P) and the gradient of their sum. Kept are the weights where
     segments begin and those in one of them, for which all but the last are walked twice.
     """
-    parts, starts = list(slices(len(rates), segment)), [state]
-    for part in parts[:-1]:
-        starts.append(
-            advance(architecture, optimiser, starts[-1], _from(part, batches), rates[part].detach(), compiled)
-        )
+    own, later = rates[:segment], rates[segment:]
+    if len(later) == 0:
+        trace = forward(architecture, optimiser, state, batches, own, compiled=compiled)
+        losses, gradient = end(trace.end.weights)
+        return losses, adjoint(architecture, optimiser, trace, batches, gradient, inputs, compiled=compiled)
+    after = advance(architecture, optimiser, state, batches, own.detach(), compiled)
 
-    def trace_of(i: int) -> Trace:
-        own = _from(parts[i], batches)
-        return forward(architecture, optimiser, starts[i], own, rates[parts[i]], compiled=compiled)
+    def rest(t: int) -> tuple[Tensor, Tensor]:
+        return batches(segment + t)
 
-    def back(trace: Trace, i: int, gradient: Tensor, averages: tuple[Tensor, ...] | None) -> Gradients:
-        own = _from(parts[i], batches)
-        return adjoint(architecture, optimiser, trace, own, gradient, inputs, averages, compiled=compiled)
-
-    trace = trace_of(len(parts) - 1)
-    losses, gradient = end(trace.end.weights)
-    found = back(trace, len(parts) - 1, gradient, None)
-    del trace
-    totals, into_rates = found.inputs, [found.rates]
-    for i in reversed(range(len(parts) - 1)):
-        found = back(trace_of(i), i, found.weights, found.averages)
-        totals = [total + own for total, own in zip(totals, found.inputs, strict=True)]
-        into_rates.insert(0, found.rates)
-    known = [rates for rates in into_rates if rates is not None]
-    return losses, Gradients(totals, torch.cat(known) if known else None, found.weights, found.averages)
-
-
-def _from(part: slice, batches: Batches) -> Batches:
-    return lambda t: batches(part.start + t)
+    losses, into = through(architecture, optimiser, after, rest, later, inputs, end, segment, compiled)
+    trace = forward(architecture, optimiser, state, batches, own, compiled=compiled)
+    found = adjoint(architecture, optimiser, trace, batches, into.weights, inputs, into.averages, compiled=compiled)
+    totals = [early + late for early, late in zip(found.inputs, into.inputs, strict=True)]
+    both = None if found.rates is None or into.rates is None else torch.cat([found.rates, into.rates])
+    return losses, replace(found, inputs=totals, rates=both)
 
 
 def _backwards(optimiser: Optimiser, trace: Trace) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
@@ -363,41 +299,9 @@ def _backwards(optimiser: Optimiser, trace: Trace) -> Iterator[tuple[int, tuple[
     for start in reversed(range(0, len(trace.kept), SEGMENT)):
         averages, segment = trace.marks[start // SEGMENT], []
         for t in range(start, min(start + SEGMENT, len(trace.kept))):
-            averages = _adam_averages(optimiser.betas, averages, trace.kept[t][0])
+            averages = adam_averages(optimiser.betas, averages, trace.kept[t][0])
             segment.append((t, (trace.kept[t][0], *averages)))
         yield from reversed(segment)
-
-
-def _back(
-    optimiser: Optimiser,
-    kept: tuple[Tensor, ...],
-    into_weights: Tensor,
-    into_averages: tuple[Tensor, ...],
-    rate: Tensor,
-    step: int,
-) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
-    """One :func:`update` backwards: the adjoints of its gradient and of the averages before it, and its direction."""
-    if optimiser.kind == "adam":
-        return _back_adam(optimiser.betas, kept, rate * into_weights, into_averages, step)
-    along = -rate * into_weights
-    if into_averages:
-        along = along + into_averages[0]
-    return along, tuple(optimiser.momentum * along for _ in into_averages), kept[0] if kept else None
-
-
-def _back_adam(
-    betas: Betas, kept: tuple[Tensor, ...], into_step: Tensor, into_averages: tuple[Tensor, ...], step: int
-) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-    """As :func:`_back`; the root's infinite slope at 0, where a unit is dead, counts as 0."""
-    gradient, *averages = kept
-    unbiased = [1 - beta ** (step + 1) for beta in betas]
-    direction, root = _adam_direction(betas, (averages[0], averages[1]), step)
-    scaled = into_step / (root + EPSILON)
-    into_mean = into_averages[0] - scaled / unbiased[0]
-    slope = (0.5 * scaled * direction / (root * unbiased[1])).where(root > 0, 0)
-    into_square = into_averages[1] + slope
-    along = (1 - betas[0]) * into_mean + 2 * (1 - betas[1]) * gradient * into_square
-    return along, (betas[0] * into_mean, betas[1] * into_square), direction
 
 
 def _step_back(

@@ -13,6 +13,7 @@ from ddanalysis.architectures import build
 from ddanalysis.augment import DSA, DSA_DIGITS
 from ddanalysis.distilled import DistilledSet
 from ddanalysis.evaluation import PROTOCOLS, protocol_recipe
+from ddanalysis.optimisers import Optimiser
 from ddanalysis.store import Checkpoint
 from ddanalysis.training import Recipe
 
@@ -173,7 +174,7 @@ def test_own_steps_are_gradient_descent_through_the_steps():
     data = toy_data()
     order, rates = torch.tensor([[0, 4], [5, 5], [2, 1], [0, 4]]), torch.tensor([0.5, 0.1, 2.0, 0.3])
     one = replace(a_set(data, soft=True), learning_rates=rates, order=order)
-    fresh, plain = networks.create(ARCHITECTURE, [evaluation.initial_seed(3)]), unroll.Optimiser()
+    fresh, plain = networks.create(ARCHITECTURE, [evaluation.initial_seed(3)]), Optimiser()
     batches = lambda t: (one.x[order[t]], one.y[order[t]])  # noqa: E731
     end = unroll.advance(ARCHITECTURE, plain, unroll.begin(fresh, plain), batches, rates)
     expected = unroll.unflat(ARCHITECTURE, end.weights).evaluate(data.test_x, data.test_y).predictions

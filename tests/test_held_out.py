@@ -233,7 +233,13 @@ def test_errors(message):
 
 
 def test_classes_in_turn_take_one_image_of_each():
-    y = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
-    rows = torch.arange(8)
-    assert held_out._in_turn(rows, y).tolist() == [0, 3, 5, 1, 4, 6, 2, 7]
-    assert held_out._in_turn(rows.flip(0), torch.eye(3)[y]).tolist() == [2, 4, 7, 1, 3, 6, 0, 5]
+    y, rates = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2]), torch.ones(2)
+    batches = torch.arange(8).view(2, 4)
+
+    def turned(batches, y):
+        found, own = held_out.ORDERS["classes in turn"](batches, rates, y, torch.Generator())
+        assert found.shape == batches.shape and own is rates
+        return found.flatten().tolist()
+
+    assert turned(batches, y) == [0, 3, 5, 1, 4, 6, 2, 7]
+    assert turned(batches.flatten().flip(0).view(2, 4), torch.eye(3)[y]) == [2, 4, 7, 1, 3, 6, 0, 5]

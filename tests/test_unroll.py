@@ -6,8 +6,9 @@ import torch.nn.functional as F
 
 from ddanalysis import augment, networks, training, unroll
 from ddanalysis.architectures import build
+from ddanalysis.optimisers import Optimiser
 from ddanalysis.training import Recipe
-from ddanalysis.unroll import Optimiser, State
+from ddanalysis.unroll import State
 
 SGD, MOMENTUM, ADAM = Optimiser(), Optimiser("sgd", 0.9), Optimiser("adam")
 OPTIMISERS = pytest.mark.parametrize("optimiser", [SGD, MOMENTUM, ADAM], ids=["sgd", "momentum", "adam"])

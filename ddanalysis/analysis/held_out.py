@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ddanalysis import artefacts, checks, store, training
 from ddanalysis.analysis.pretrained import fingerprint
@@ -41,6 +41,36 @@ CHOOSING_IMAGES = 1024
 """Training images on which something is chosen: one batch, as published."""
 
 
+def _own(batches: Tensor, rates: Tensor, y: Tensor, dice: Generator) -> tuple[Tensor, Tensor]:
+    return batches, rates
+
+
+def _steps(batches: Tensor, rates: Tensor, y: Tensor, dice: Generator) -> tuple[Tensor, Tensor]:
+    shuffled = torch.randperm(len(batches), generator=dice)
+    return batches[shuffled], rates[shuffled]
+
+
+def _images(batches: Tensor, rates: Tensor, y: Tensor, dice: Generator) -> tuple[Tensor, Tensor]:
+    return batches.flatten()[torch.randperm(batches.numel(), generator=dice)].view_as(batches), rates
+
+
+def _in_turn(batches: Tensor, rates: Tensor, y: Tensor, dice: Generator) -> tuple[Tensor, Tensor]:
+    """One image of each class of the labels ``y``, then the next of each, classes in their order."""
+    rows = batches.flatten()
+    classes = (y.argmax(1) if y.is_floating_point() else y)[rows]
+    rank = (classes[:, None] == classes).tril(-1).sum(1)  # how many of its class come before it
+    return rows[(rank * (int(classes.max()) + 1) + classes).argsort()].view_as(batches), rates
+
+
+ORDERS: dict[str, Callable[[Tensor, Tensor, Tensor, Generator], tuple[Tensor, Tensor]]] = {
+    "own": _own,
+    "steps": _steps,
+    "images": _images,
+    "classes in turn": _in_turn,
+}
+"""How one pass is walked: the batches (steps, batch) and the rates (steps,) of it, from those of the set, by labels."""
+
+
 @dataclass(frozen=True)
 class Replay:
     """How the steps of a set are walked; the default is the published way, as a set is learned.
@@ -61,7 +91,7 @@ class Replay:
 
     def __post_init__(self) -> None:
         checks.one_of("optimiser of a replay", self.optimiser, ("sgd", "momentum", "adam"))
-        checks.one_of("order of a replay", self.order, ("own", "steps", "images", "classes in turn"))
+        checks.one_of("order of a replay", self.order, tuple(ORDERS))
         checks.whole("passes of a replay", self.passes, 0)
         checks.at_least("rate of a replay", self.rate, 0)
         checks.whole("batch of a replay", self.batch, 0)
@@ -244,24 +274,9 @@ def _updates(one: DistilledSet, replay: Replay, seed: int) -> tuple[Tensor, tupl
         rates = rates[:, :1].expand(-1, len(batches))
     walked = []
     for number in range(replay.passes or own_passes):
-        own, rate = batches, rates[min(number, own_passes - 1)]
-        if replay.order == "steps":
-            shuffled = torch.randperm(len(own), generator=generator(seed, "steps", number))
-            own, rate = own[shuffled], rate[shuffled]
-        elif replay.order == "images":
-            shuffled = torch.randperm(own.numel(), generator=generator(seed, "images", number))
-            own = own.flatten()[shuffled].view_as(own)
-        elif replay.order == "classes in turn":
-            own = _in_turn(own.flatten(), one.y).view_as(own)
-        walked.append((own, rate))
+        rate = rates[min(number, own_passes - 1)]
+        walked.append(ORDERS[replay.order](batches, rate, one.y, generator(seed, replay.order, number)))
     return torch.cat([own for own, _ in walked]), tuple(torch.cat([rate for _, rate in walked]).tolist())
-
-
-def _in_turn(rows: Tensor, y: Tensor) -> Tensor:
-    """``rows`` with one of each class of the labels ``y``, then the next of each, classes in their order."""
-    classes = (y.argmax(1) if y.is_floating_point() else y)[rows]
-    rank = (classes[:, None] == classes).tril(-1).sum(1)  # how many of its class come before it
-    return rows[(rank * (int(classes.max()) + 1) + classes).argsort()]
 
 
 def _rates(one: DistilledSet, replay: Replay, passes: int, steps: int) -> Tensor:

@@ -23,10 +23,11 @@ from ddanalysis.compute import Compute
 from ddanalysis.distill import addressing, outer
 from ddanalysis.distill.making import Job, Made, rows_by_class
 from ddanalysis.evaluation import rat_strategy
+from ddanalysis.optimisers import Optimiser
 from ddanalysis.seeding import generator, stream_seed
 from ddanalysis.store import Tensors
 from ddanalysis.training import Recipe, epoch_order
-from ddanalysis.unroll import Optimiser, State
+from ddanalysis.unroll import State
 
 Augment = Callable[[Tensor, object], Tensor]
 """Augments a batch of the images of one step, or of real ones."""

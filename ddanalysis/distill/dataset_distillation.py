@@ -29,10 +29,10 @@ from ddanalysis.distill import label_starts, outer
 from ddanalysis.distill.making import Job, Made, Progress
 from ddanalysis.distilled import DistilledSet
 from ddanalysis.networks import INITIALISATIONS, Networks
+from ddanalysis.optimisers import Optimiser
 from ddanalysis.seeding import generator, stream_seed
 from ddanalysis.store import Checkpoint, Tensors
 from ddanalysis.training import Recipe, epoch_order
-from ddanalysis.unroll import Optimiser
 
 BETAS = {"adam": (0.5, 0.999), "adamw": (0.9, 0.999)}
 """Of the outer optimisers: the published one, and PyTorch's AdamW."""

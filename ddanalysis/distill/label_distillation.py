@@ -25,7 +25,7 @@ from ddanalysis.distill.label_loop import Task, distil, task
 from ddanalysis.distill.making import Job, Made, Numbers
 from ddanalysis.distill.ridge import States, descend
 from ddanalysis.networks import cross_entropy
-from ddanalysis.unroll import Optimiser
+from ddanalysis.optimisers import Optimiser
 
 
 def ld(

@@ -20,10 +20,10 @@ from ddanalysis.distill.ridge import PUBLISHED, Ridge
 from ddanalysis.evaluation import initial_seed
 from ddanalysis.layers import Parameters
 from ddanalysis.networks import Networks, Outputs, stack
+from ddanalysis.optimisers import Optimiser
 from ddanalysis.seeding import generator
 from ddanalysis.store import Checkpoint, Tensors
 from ddanalysis.training import Recipe
-from ddanalysis.unroll import Optimiser
 
 OPTIMISERS = {"adam": ("adam", 0.0), "sgd": ("sgd", 0.0), "momentum": ("sgd", 0.9)}
 HEADS = ("linear", "ridge")

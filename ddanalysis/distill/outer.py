@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ddanalysis.data import class_rows
 from ddanalysis.distill.making import Job, Made, Numbers, Regulariser, real_batch
+from ddanalysis.optimisers import Optimiser, update
 from ddanalysis.seeding import generator
 from ddanalysis.store import Tensors
-from ddanalysis.unroll import Optimiser, update
 
 Step = Callable[[int, Tensors, Numbers], tuple[Tensors, Numbers]]
 """Of an iteration, what is learned, and numbers carried from one iteration to the next, which it may change: the

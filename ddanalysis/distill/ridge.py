@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddanalysis import checks, unroll
+from ddanalysis import checks, optimisers, unroll
 from ddanalysis.architectures import Architecture
 from ddanalysis.compute import images_per_pass, slices
 from ddanalysis.layers import Parameters
 from ddanalysis.networks import Networks, cross_entropy
+from ddanalysis.optimisers import Optimiser
 from ddanalysis.store import Tensors
-from ddanalysis.unroll import Optimiser, State
+from ddanalysis.unroll import State
 
 ADAM = Optimiser("adam")
 States = dict[str, State]
@@ -48,7 +49,7 @@ PUBLISHED = Ridge()
 
 def descend(state: State, gradient: Tensor, rate: float, optimiser: Optimiser = ADAM) -> State:
     """One more update."""
-    weights, averages = unroll.update(optimiser, state.weights, state.averages, gradient, rate, state.step)
+    weights, averages = optimisers.update(optimiser, state.weights, state.averages, gradient, rate, state.step)
     return State(weights, averages, state.step + 1)
 
 

@@ -26,10 +26,11 @@ from ddanalysis.distill import outer
 from ddanalysis.distill.experts import Experts, train_experts
 from ddanalysis.distill.making import Job, Made
 from ddanalysis.evaluation import dsa_strategy
+from ddanalysis.optimisers import Optimiser
 from ddanalysis.seeding import generator, stream_seed
 from ddanalysis.store import Tensors
 from ddanalysis.training import Recipe, epoch_order
-from ddanalysis.unroll import Optimiser, State
+from ddanalysis.unroll import State
 
 _COLUMNS = ("steps", "expert_epochs", "latest_start", "minibatch", "rate", "rate_of_step_size", "step_size")
 PRESETS: dict[tuple[str, int], dict[str, Any]] = {
