@@ -28,7 +28,7 @@ figures: $(STAMP)
 test: $(STAMP)
 	@"$(RUN)" -m ruff check .
 	@"$(RUN)" -m mypy
-	@OMP_NUM_THREADS=1 MPLBACKEND=agg "$(RUN)" -m pytest -q
+	@OMP_NUM_THREADS=1 MPLBACKEND=agg "$(RUN)" -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lab: $(STAMP)
 	@"$(RUN)" -m jupyterlab
