@@ -16,3 +16,8 @@ def data_root() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("real data: set DDANALYSIS_DATA to a folder that holds it")
     return Path(root)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The notebooks, the longest file, begin first, so that no core waits for them in the end."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
