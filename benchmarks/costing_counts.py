@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddanalysis import architectures, checks, curvature, makers, pools, unroll
+from ddanalysis import architectures, checks, curvature, makers, pools, traces, unroll
 from ddanalysis import data as datasets
 from ddanalysis.analysis import hessian, mixing, pretrained
 from ddanalysis.analysis import influence_estimates as estimators
@@ -31,7 +31,7 @@ TEST_IMAGES = 10_000  # of each of these
 GPU = torch.device("cuda")  # how many vectors share a pass; no such device is needed
 EIGENPAIR_PRODUCTS = 41  # for ten eigenvalues, the most that was seen on networks between 20 and 300 updates old
 SHARED = "shared"
-KINDS = ("forward", "gradient", "double backward", "kept", "share", "each")
+KINDS = ("forward", "gradient", "double backward", "kept", "share", "each", "forms share", "forms each")
 
 # ---------------------------------------------------------------------------------------------------------- the counts
 
@@ -86,11 +86,13 @@ class Ask:
 @cache
 def flops(a: Architecture, kind: str) -> int:
     """Operations of one image's pass: a kind of ``plans.Work``, a Hessian-vector product by "double backward", or its
-    second half alone, with the graph "kept"; in ours, what all vectors of a pass "share" and what "each" adds.
+    second half alone, with the graph "kept"; in ours, what all vectors of a pass "share" and what "each" adds, and the
+    same of the "forms" of a trace.
     """
-    if kind in ("share", "each"):
-        one, two = _forward_over_reverse(a, 1), _forward_over_reverse(a, 2)
-        return two - one if kind == "each" else 2 * one - two
+    if kind in ("share", "each", "forms share", "forms each"):
+        count = _forms if kind.startswith("forms") else _forward_over_reverse
+        one, two = count(a, 1), count(a, 2)
+        return two - one if kind.endswith("each") else 2 * one - two
     if kind not in ("double backward", "kept"):
         return cost.flops_per_image(a, kind)
     p, x, y = cost._inputs(a, 1, 1, "meta")
@@ -112,14 +114,26 @@ def _forward_over_reverse(a: Architecture, vectors: int) -> int:
     return counter.get_total_flops()
 
 
-def products(a: Architecture, n: int, vectors: int, block: int = 0) -> int:
-    """Our products of the Hessian of ``n`` images with ``vectors``; with a ``block``, other vectors for each."""
-    total = 0
-    for images, times in plans.parts(n, block or n):
-        together, _ = curvature._sizes(a, images, vectors, GPU)
-        groups = -(-vectors // together)
-        total += times * images * (groups * flops(a, "share") + vectors * flops(a, "each"))
-    return total
+def _forms(a: Architecture, vectors: int) -> int:
+    p, x, _ = cost._inputs(a, 1, 1, "meta")
+    weights = unroll.flat(Networks(a, p))[0]
+    running = {name: t for name, t in p.items() if name not in Networks(a, p).trainable()}
+    with FlopCounterMode(display=False) as counter:
+        labels, each = x.new_ones(1, a.classes), x.new_ones(1)
+        traces._form(a, False)(weights, running, x, labels, each, weights.expand(vectors, -1))
+    return counter.get_total_flops()
+
+
+def products(a: Architecture, n: int, vectors: int) -> int:
+    """Our products of the Hessian of ``n`` images with ``vectors``."""
+    together, _ = curvature.sizes(a, n, vectors, GPU)
+    return n * (-(-vectors // together) * flops(a, "share") + vectors * flops(a, "each"))
+
+
+def forms(a: Architecture, n: int, probes: int) -> int:
+    """Our forms of a trace of ``n`` images, ``probes`` of every block of them."""
+    chunks = -(-probes // curvature.VECTORS)
+    return n * (chunks * flops(a, "forms share") + probes * flops(a, "forms each"))
 
 
 def seen(recipe: Recipe, n: int) -> int:
@@ -221,19 +235,19 @@ def early_recognition(ask: Ask) -> list[Part]:
     ]
 
 
-def traces(ask: Ask) -> list[Part]:
+def trace(ask: Ask) -> list[Part]:
     """06_hessian."""
-    v, a, n, block = ask.values, ask.a, ask.train, ask.values["probe_block"]
+    v, a, n = ask.values, ask.a, ask.train
     recipe = Recipe(updates=v["hessian_updates"], batch_size=v["batch_size"])
     count, states = v["hessian_seeds"], len(range(0, v["hessian_updates"] + 1, v["hessian_every"]))
     real, few = (
         len(hessian.sample_rows(ask.data.train_y, v[name], 0)) for name in ("hessian_images", "spectrum_images")
     )
-    own = sum(products(a, len(one), v["set_probes"], block) for one in ask.sets)
+    own = sum(forms(a, len(one), v["set_probes"]) for one in ask.sets)
     spectra = [few, *map(len, ask.sets)]
     return [
         Part("training", "", count * seen(recipe, n) * flops(a, "gradient")),
-        Part("trace, real images", "", count * states * products(a, real, v["real_probes"], block)),
+        Part("trace, real images", "", count * states * forms(a, real, v["real_probes"])),
         Part("trace, sets", "", count * states * own),
         Part("spectra", "", count * len(set(v["spectra_at"])) * sum(_spectrum(ask, m) for m in spectra), beyond=True),
     ]
@@ -319,7 +333,7 @@ NOTEBOOKS: dict[str, Callable[[Ask], list[Part]]] = {
     "03_mixing": mixed,
     "04_agreement": agreement,
     "05_early_recognition": early_recognition,
-    "06_hessian": traces,
+    "06_hessian": trace,
     "07_influence": influence,
     "08_semantics": semantics,
 }

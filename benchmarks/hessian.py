@@ -7,10 +7,11 @@ process. PyHessian gets a plain module and batches of 256 that are in memory alr
 
 * **Product**: one product with the Hessian, and each of four products at once; ours compiled, in float32.
 * **Trace at equal standard error**: a product of two factors, both printed. Time: one pass over the same images, of one
-  probe for all of them (PyHessian) or of an independent probe for every 32 images (ours). Variance: that of such an
-  estimate, from at least 30 probes on more images, both with our products. Variance falls with the number of passes.
+  probe for all of them (PyHessian) or of an independent probe for every 8 images, layers apart (ours). Variance: that
+  of such an estimate, from at least 30 probes on more images. Variance falls with the number of passes.
 * **Top eigenvalues**, of largest magnitude, timed once: PyHessian's power iteration with its defaults, then ours at the
-  loosest tolerance whose largest residual is at most the one that PyHessian really reaches.
+  loosest tolerance whose largest residual is at most the one that PyHessian really reaches. PyHessian's run is an hour
+  with the default allocator: it is timed with the kept one, and for both columns computed from its products.
 
 "As shipped" is PyHessian with the default allocator and ours with ``keep_memory()``; "both kept" is both with it.
 """
@@ -29,12 +30,12 @@ import torch.nn.functional as F
 
 from benchmarks import published_steps as plain
 from benchmarks.common import Job, Task, Worker, environment, interleave, ratio, table, write_json
-from ddanalysis import curvature, networks, store, training
+from ddanalysis import curvature, networks, store, traces, training
 from ddanalysis.analysis.hessian import sample_rows
 from ddanalysis.architectures import build
-from ddanalysis.curvature import Probes
 from ddanalysis.data import load
 from ddanalysis.networks import Networks
+from ddanalysis.traces import Probes
 from ddanalysis.training import Recipe
 
 BATCH = 256
@@ -139,12 +140,12 @@ def ours(settings: Settings, path: Path) -> dict[str, Task]:
         return {"products": pairs.products, "values": pairs.values.tolist(), "residuals": pairs.residuals.tolist()}
 
     def one_pass() -> float:
-        return curvature.trace(network, *images, 0, Probes(1), compiled=settings.compiled).value
+        return traces.trace(network, *images, 0, Probes(1), compiled=settings.compiled).value
 
     def spread() -> dict[str, float]:
         """The variance of an estimate of one pass, both ways, and the trace."""
         many = (x[: settings.spread_images], y[: settings.spread_images])
-        own = curvature.trace(network, *many, 0, Probes(settings.probes), compiled=settings.compiled)
+        own = traces.trace(network, *many, 0, Probes(settings.probes), compiled=settings.compiled)
         common = torch.stack([curvature.probe(0, i, "all images", size) for i in range(settings.probes)]).to(x.dtype)
         forms = (common * curvature.hessian_product(network, *many, settings.compiled)(common)).sum(1).double()
         return {"trace": own.value, "common": float(forms.var()), "independent": own.error**2 * own.probes}
@@ -167,21 +168,28 @@ def timings(workers: dict[str, Worker], settings: Settings) -> dict[str, list[fl
     return interleave(work, settings.rounds)
 
 
-def top_eigenvalues(workers: dict[str, Worker]) -> list[dict[str, object]]:
-    """Seconds, products and largest residual of each way, PyHessian's first."""
-    rows = []
+def top_eigenvalues(
+    workers: dict[str, Worker], seconds: dict[str, list[float]], settings: Settings
+) -> list[dict[str, object]]:
+    """Seconds, products and largest residual of each way, PyHessian's first.
+
+    PyHessian's run is timed with the kept allocator. Its products are the same and as many with any: both columns are
+    also computed from them and their time, on as many images, and the timed one shows how well that is.
+    """
+    timed, found = workers["kept"].run("top")
+    worst = max(workers["kept"].run("residuals")[1])
+    share = found["products"] * settings.top_images / settings.images
+    rows = [{"way": "PyHessian, kept", "seconds": timed, "products": found["products"], "worst": worst}]
     for name in COLUMNS.values():
-        seconds, found = workers[name].run("top")
-        worst = max(workers[name].run("residuals")[1])
-        rows.append({"way": f"PyHessian, {name}", "seconds": seconds, "products": found["products"], "worst": worst})
-        print(f"top eigenvalues by PyHessian, {name}: {seconds:.0f} s", flush=True)
-    bar = min(row["worst"] for row in rows)
+        computed = share * statistics.median(seconds[f"published/{name}"])
+        rows.append(rows[0] | {"way": f"PyHessian, {name}, computed", "seconds": computed})
+    print(f"top eigenvalues by PyHessian: {timed:.0f} s, computed {rows[-1]['seconds']:.0f} s", flush=True)
     for tolerance in TOLERANCES:
         seconds, found = workers["ours"].run(f"top {tolerance}")
         worst = max(found["residuals"])
         rows.append({"way": f"ours, tolerance {tolerance}", "seconds": seconds, "products": found["products"]})
         rows[-1]["worst"] = worst
-        if worst <= bar:
+        if worst <= rows[0]["worst"]:
             break
     return rows
 
@@ -196,7 +204,7 @@ def ratios(
     for column, allocator in COLUMNS.items():
         slow = seconds[f"published/{allocator}"]
         single = ratio(slow, seconds["ours/pass"])
-        theirs = next(row["seconds"] for row in tops if row["way"] == f"PyHessian, {allocator}")
+        theirs = next(row["seconds"] for row in tops if row["way"] == f"PyHessian, {allocator}, computed")
         reached = {
             "one product": ratio(slow, seconds["ours/product"]),
             "a product of four": ratio(slow, seconds["ours/four"]),
@@ -223,7 +231,7 @@ def measure(settings: Settings) -> dict[str, object]:
         }
         seconds = timings(workers, settings)
         spread = workers["ours"].run("spread")[1]
-        tops = top_eigenvalues(workers)
+        tops = top_eigenvalues(workers, seconds, settings)
     return {
         "environment": where,
         "data": name,

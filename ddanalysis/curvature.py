@@ -1,4 +1,4 @@
-"""The curvature of one network's loss: products with its Hessian, trace, top eigenvalues and spectral density.
+"""The curvature of one network's loss: products with its Hessian, top eigenvalues and spectral density.
 
 The loss is the mean cross-entropy of some images in evaluation mode, a function of the trainable parameters (P,) in the
 order of :func:`ddanalysis.unroll.flat`. A product with the Hessian is the derivative of the gradient along a vector,
@@ -31,11 +31,6 @@ PASS = {"cpu": 2**22, "cuda": 2**28}
 VECTORS = 4
 """Vectors that share a pass at least; more where images and network are small."""
 
-FREEDOM = 15
-"""Degrees of freedom of a standard error before a stopping rule looks at it: a smaller one is too often small by chance
-(a nominal 95 % interval by a rule that begins to look at 8 values covers 93, at 16 values 95 %).
-"""
-
 
 # ------------------------------------------------------------------------------------------------------- the products
 
@@ -46,7 +41,7 @@ def hessian_product(network: Networks, x: Tensor, y: Tensor, compiled: bool = Fa
     Labels y are (n,) ids or (n, classes) soft. ``compiled`` pays off after minutes of work on wide networks. Raises
     ``ValueError`` for several networks, images or labels that do not fit, and vectors that are not (V, P).
     """
-    _check(network, x, y)
+    check(network, x, y)
     return _product(network, x, y, compiled)
 
 
@@ -58,14 +53,14 @@ def _product(network: Networks, x: Tensor, y: Tensor, compiled: bool) -> Product
     def of(v: Tensor) -> Tensor:
         if v.ndim != 2 or v.shape[1] != len(weights) or not len(v):
             raise ValueError(f"vectors of shape {tuple(v.shape)}: (V, {len(weights)}), V >= 1, is needed")
-        together, size = _sizes(architecture, len(x), len(v), x.device)
+        together, size = sizes(architecture, len(x), len(v), x.device)
         size = min(size, 1 << (len(x) - 1).bit_length()) if compiled else size  # few shapes serve all sets
         parts = []
         for chunk in v.to(weights).split(together):
-            full = _padded(chunk, together if compiled else 0)
+            full = padded(chunk, together if compiled else 0)
             total = torch.zeros_like(full)
             for s in slices(len(x), size):
-                images, labels, each = (_padded(t[s], size if compiled else 0) for t in (x, y, share))
+                images, labels, each = (padded(t[s], size if compiled else 0) for t in (x, y, share))
                 total += several(weights, running, images, labels, each, full)
             parts.append(total[: len(chunk)])
         return torch.cat(parts)
@@ -92,143 +87,25 @@ def _several(architecture: Architecture, compiled: bool) -> Callable[..., Tensor
     return torch.compile(several, dynamic=False) if Compute(compiled=compiled).compiled else several
 
 
-def _sizes(architecture: Architecture, images: int, vectors: int, device: torch.device) -> tuple[int, int]:
+def sizes(architecture: Architecture, images: int, vectors: int, device: torch.device) -> tuple[int, int]:
     """Vectors that go together, and images in one pass of them."""
     limit = PASS[device.type] // architecture.widest
     together = min(vectors, max(VECTORS, limit // images))
     return together, max(limit // together, 1)
 
 
-def _padded(t: Tensor, size: int) -> Tensor:
+def padded(t: Tensor, size: int) -> Tensor:
     """``t`` with zeros up to ``size`` rows, so that one compiled shape serves every slice; images there weigh 0."""
     return t if len(t) >= size else torch.cat([t, t.new_zeros(size - len(t), *t.shape[1:])])
 
 
-def _check(network: Networks, x: Tensor, y: Tensor) -> None:
+def check(network: Networks, x: Tensor, y: Tensor) -> None:
+    """``ValueError`` for several networks, images or labels that do not fit."""
     if len(network) != 1:
         raise ValueError(f"the curvature of {len(network)} networks was asked for at once: pick one, networks[k]")
     a = network.architecture
     checks.images("images", x, (a.channels, a.size, a.size))
     checks.labels("labels", y, len(x), a.classes)
-
-
-# ---------------------------------------------------------------------------------------------------------- the trace
-
-
-@dataclass(frozen=True)
-class Probes:
-    """How a trace is estimated: Rademacher vectors, other ones for every ``block`` of images.
-
-    ``count`` probes a block; with a ``share`` above 0, more (to ``most``) until the standard error that comes from
-    probes is at most ``share`` of the larger of |trace| and ``floor``: near 0, where the network begins, a relative
-    error means nothing. One probe a block costs one pass over the images; its blocks must be several.
-    """
-
-    count: int = 8
-    share: float = 0.0
-    floor: float = 1.0
-    most: int = 128
-    block: int = 32
-
-    def __post_init__(self) -> None:
-        checks.whole("count", self.count)
-        checks.whole("block", self.block)
-        checks.at_least("share", self.share, 0)
-        checks.at_least("floor", self.floor, 0)
-        checks.whole("most", self.most, self.count)
-        if self.share and self.count < 2:
-            raise ValueError(f"share is {self.share} and count is {self.count}: a stopping rule needs count >= 2")
-
-
-@dataclass(frozen=True)
-class Trace:
-    """An estimate of the trace and its standard error."""
-
-    value: float
-    error: float  # for an interval, of few probes in one block, with the t distribution
-    probes: int  # a block
-    images: int
-
-
-def trace(
-    network: Networks,
-    x: Tensor,
-    y: Tensor,
-    seed: int,
-    probes: Probes = Probes(),
-    population: int = 0,
-    compiled: bool = False,
-) -> Trace:
-    """The trace of the Hessian (as :func:`hessian_product` has it), by Hutchinson's estimator; unbiased.
-
-    Probe i of block b is one vector for all networks and images of a ``seed``, so that differences between sets and
-    neighbouring states have less noise than their values. Where the images are a random sample of ``population`` ones
-    (in random order), the standard error is that of the trace over all of these: the part of probes, from their spread
-    within blocks, and of the spread between blocks what is left, times 1 - images / population. With one probe a block
-    both cannot be told apart, and the error is that of the blocks, too large where all images are used. Raises
-    ``ValueError`` where there is nothing to take an error from.
-    """
-    _check(network, x, y)
-    population = population or len(x)
-    blocks = -(-len(x) // probes.block)
-    if len(x) > population:
-        raise ValueError(f"{len(x)} images of a population of {population}: there can be at most as many")
-    if blocks == 1 and (probes.count == 1 or len(x) < population):
-        what = "1 probe" if probes.count == 1 else f"a sample of {population} images"
-        raise ValueError(
-            f"{what} in one block of {len(x)} images has no error: more probes or smaller blocks are needed"
-        )
-    forms, wanted = torch.zeros(0, blocks, dtype=torch.float64), probes.count
-    while len(forms) < wanted:
-        new = range(len(forms), wanted)
-        forms = torch.cat([forms, _forms(network, x, y, seed, new, probes.block, compiled)])
-        value, within, between = _moments(forms, len(x), probes.block)
-        wanted = _wanted(probes, len(forms), blocks, value, within)
-    sampled = len(x) / population
-    variance = between if len(forms) == 1 else sampled * within + (1 - sampled) * between
-    return Trace(value, math.sqrt(max(variance, 0.0)), len(forms), len(x))
-
-
-def probe(seed: int, i: int, block: object, size: int, device: torch.device | str = "cpu") -> Tensor:
-    """Rademacher vector ``i`` of a ``block``, (size,) int8 of -1 and 1, the same on every device."""
-    g = generator(seed, "probe", i, block)
-    packed = torch.randint(256, (-(-size // 8),), dtype=torch.uint8, generator=g).to(device)
-    bits = packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=device) & 1
-    return bits.flatten()[:size].to(torch.int8) * 2 - 1
-
-
-def _forms(network: Networks, x: Tensor, y: Tensor, seed: int, new: range, block: int, compiled: bool) -> Tensor:
-    """The forms v H v of every ``new`` probe v and block, H that of the block: (probes, blocks) float64."""
-    size, columns = network.architecture.parameter_count(), []
-    for b, s in enumerate(slices(len(x), block)):
-        v = torch.stack([probe(seed, i, b, size, x.device) for i in new]).to(x.dtype)
-        products = _product(network, x[s], y[s], compiled)(v)
-        columns.append((v * products).sum(1, dtype=torch.float64))
-    return torch.stack(columns, 1).cpu()
-
-
-def _moments(forms: Tensor, images: int, block: int) -> tuple[float, float, float]:
-    """The estimate, its variance from the spread of probes within blocks, and from the spread between blocks."""
-    count, blocks = forms.shape
-    share = torch.full((blocks,), block / images, dtype=torch.float64)
-    share[-1] = 1 - block * (blocks - 1) / images
-    means = forms.mean(0)
-    value = (share * means).sum()
-    within = (share**2 * forms.var(0)).sum() / count if count > 1 else torch.tensor(torch.nan)
-    between = (share**2 * (means - value) ** 2).sum() * blocks / max(blocks - 1, 1)
-    return float(value), float(within), float(between)
-
-
-def _wanted(probes: Probes, done: int, blocks: int, value: float, within: float) -> int:
-    """How many probes a block the stopping rule wants: ``done`` ends it."""
-    if not probes.share or done >= probes.most:
-        return done
-    allowed = (probes.share * max(abs(value), probes.floor)) ** 2
-    if within <= allowed:
-        needed = max(done, 1 + math.ceil(FREEDOM / blocks))
-    else:
-        needed = max(math.ceil(done * within / allowed) if allowed else probes.most, done + VECTORS)
-    return min(needed, probes.most)
 
 
 # -------------------------------------------------------------------------------------------------------- the spectrum
@@ -296,6 +173,14 @@ def _with_residuals(
         rest = product(own).double() - all_values[:found, None].to(x.device) * own.double()
         residuals[:found] = rest.norm(dim=1).cpu()
     return Eigenpairs(all_values, all_vectors, residuals, count)
+
+
+def probe(seed: int, i: int, block: object, size: int, device: torch.device | str = "cpu") -> Tensor:
+    """Rademacher vector ``i`` of a ``block``, (size,) int8 of -1 and 1, the same on every device."""
+    g = generator(seed, "probe", i, block)
+    packed = torch.randint(256, (-(-size // 8),), dtype=torch.uint8, generator=g).to(device)
+    bits = packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=device) & 1
+    return bits.flatten()[:size].to(torch.int8) * 2 - 1
 
 
 def spectral_density(

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are no part of the installed package
 
 from benchmarks import costing, costing_counts, costing_published  # noqa: E402
-from ddanalysis import compute, curvature, distilled, evaluation, networks, pools  # noqa: E402
+from ddanalysis import compute, curvature, distilled, evaluation, networks, pools, traces  # noqa: E402
 from ddanalysis import data as datasets  # noqa: E402
 from ddanalysis.analysis import (  # noqa: E402
     hessian,
@@ -25,7 +25,7 @@ from ddanalysis.analysis import (  # noqa: E402
     recognition,
 )
 from ddanalysis.architectures import build  # noqa: E402
-from ddanalysis.curvature import Probes  # noqa: E402
+from ddanalysis.traces import Probes  # noqa: E402
 from ddanalysis.training import Recipe  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -48,9 +48,11 @@ TINY = {
 }
 METHODS_OF_IT = {"dm": {"iterations": 5, "batch_real": 6}}
 
-FIRST, REST = 2 * 64 * 4 * 9, 2 * 16 * 4 * 4 * 9 + 2 * 16 * 10  # one image's first convolution, all other layers
+HEAD = 2 * 16 * 10
+FIRST, REST = 2 * 64 * 4 * 9, 2 * 16 * 4 * 4 * 9 + HEAD  # one image's first convolution, all other layers
 F, G = FIRST + REST, 2 * FIRST + 3 * REST  # forward; no gradient goes on to the images
 SHARE, EACH = 4 * FIRST + 3 * REST, 2 * FIRST + 6 * REST  # of a product, forward over reverse
+FORM = FIRST + REST + 2 * REST + 2 * HEAD  # of a probe's forms: every layer once, and all behind it twice
 LEFT_OUT = 20 * 19 + 20  # images of one update of every network
 EPOCH = 2 * (TRAIN + 256)  # seven updates: one epoch of six, and a batch; of two networks
 POOL = 2 * sum(n // 10 for n in (142, 145, 141, 147, 146, 144, 145, 144, 139, 144))  # two subsets
@@ -84,14 +86,18 @@ def parts(root, notebook, changed=None):
 
 
 @pytest.mark.parametrize(
-    ("a", "first", "rest"),
+    ("a", "layers"),
     [
-        (build("ConvNet", (1, 8, 8), 10, width=4, depth=2), FIRST, REST),
-        (build("ConvNet", (3, 32, 32), 10), 2 * 1024 * 3 * 128 * 9, 2 * (256 + 64) * 128 * 128 * 9 + 2 * 2048 * 10),
+        (build("ConvNet", (1, 8, 8), 10, width=4, depth=2), (FIRST, REST - HEAD, HEAD)),
+        (
+            build("ConvNet", (3, 32, 32), 10),
+            (2 * 1024 * 3 * 128 * 9, 2 * 256 * 128 * 128 * 9, 2 * 64 * 128 * 128 * 9, 2 * 2048 * 10),
+        ),
     ],
     ids=["tiny", "published"],
 )
-def test_an_image_costs_what_its_layers_multiply(a, first, rest):
+def test_an_image_costs_what_its_layers_multiply(a, layers):
+    first, rest = layers[0], sum(layers[1:])
     expected = {
         "forward": first + rest,
         "gradient": 2 * first + 3 * rest,
@@ -99,6 +105,8 @@ def test_an_image_costs_what_its_layers_multiply(a, first, rest):
         "kept": 3 * first + 6 * rest,
         "share": 4 * first + 3 * rest,
         "each": 2 * first + 6 * rest,
+        "forms share": first + rest,
+        "forms each": first + rest + 2 * sum(sum(layers[i:]) for i in range(1, len(layers))),
     }
     assert {kind: costing_counts.flops(a, kind) for kind in costing_counts.KINDS} == expected
 
@@ -137,9 +145,14 @@ def test_products_cost_what_they_take(vectors):
     assert found == costing_counts.products(net.architecture, 6, vectors) == 6 * (SHARE + vectors * EACH)
 
 
-def test_blocks_and_passes_share_less():
-    a = network_and_digits(1)[0].architecture
-    assert costing_counts.products(a, 40, 3, 16) == 40 * (SHARE + 3 * EACH)  # other vectors, as many of them
+@pytest.mark.parametrize("probes", [1, 5])
+def test_forms_cost_what_they_take(probes):
+    net, x, y = network_and_digits(6)
+    found = counted(lambda: traces.trace(net, x, y, 0, Probes(probes, block=3)))
+    assert found == costing_counts.forms(net.architecture, 6, probes)
+
+
+def test_passes_share_less():
     wide = build("ConvNet", (3, 32, 32), 10)  # 2^28 numbers a pass: 20 vectors on 100 images
     several = -(-64 // 20)
     expected = 100 * (several * costing_counts.flops(wide, "share") + 64 * costing_counts.flops(wide, "each"))
@@ -211,12 +224,12 @@ def test_hessian_by_hand(root):
     one = costing_counts.EIGENPAIR_PRODUCTS * (SHARE + EACH) + (SHARE + 2 * EACH) + 40 * (SHARE + 4 * EACH)
     assert found == {
         "training": 2 * 4 * 256 * G,
-        "trace, real images": 2 * 2 * real * (SHARE + 2 * EACH),
-        "trace, sets": 2 * 2 * 40 * (SHARE + 3 * EACH),
+        "trace, real images": 2 * 2 * real * (FIRST + REST + 2 * FORM),
+        "trace, sets": 2 * 2 * 40 * (FIRST + REST + 3 * FORM),
         "spectra": 2 * 2 * (few + 40) * one,
     }
     every = parts(root, "06_hessian", {"hessian_images": 0, "hessian_every": 1})
-    assert every["trace, real images"] == 2 * 5 * TRAIN * (SHARE + 2 * EACH)
+    assert every["trace, real images"] == 2 * 5 * TRAIN * (FIRST + REST + 2 * FORM)
 
 
 def test_influence_by_hand(root):

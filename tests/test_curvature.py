@@ -1,89 +1,17 @@
 """Products, traces, eigenvalues and densities equal those of the exact Hessian, and errors are what they say."""
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+from hessians import LINEAR, SMALL, ZOO, closed_form, exact, fresh, toy
 
-from ddanalysis import curvature, layers, networks, unroll
+from ddanalysis import curvature, networks
 from ddanalysis.analysis.pyhessian_trace import PlainModule
-from ddanalysis.architectures import Architecture, build
-from ddanalysis.curvature import Probes
+from ddanalysis.architectures import build
 from ddanalysis.networks import Networks
-from ddanalysis.seeding import generator
-
-
-@dataclass(frozen=True)
-class Linear(Architecture):
-    """A linear softmax model, whose loss is convex."""
-
-    kind: ClassVar[str] = "Linear"
-
-    @property
-    def widest(self):
-        return self.channels * self.size**2
-
-    def weights(self):
-        return layers.linear_weights("head", self.classes, self.widest)
-
-    def features(self, p, x, updated=None):
-        return layers.flatten(p, x)
-
-
-LINEAR = Linear(1, 2, 3)  # 15 parameters
-SMALL = build("ConvNet", (1, 4, 4), 3, width=3, depth=2)
-
-ZOO = {
-    "convnet": ("ConvNet", (1, 8, 8), {"width": 4}),
-    "batch": ("ConvNet", (3, 8, 8), {"width": 4, "norm": "batch"}),
-    "layer, max": ("ConvNet", (1, 8, 8), {"width": 4, "norm": "layer", "pooling": "max"}),
-    "lenet": ("LeNet", (1, 28, 28), {}),
-    "resnet": ("ResNet18-IN", (3, 8, 8), {"widths": (4, 8), "blocks": (1, 1)}),
-}
-
-
-def toy(a, n=14, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, a.channels, a.size, a.size, generator=g, dtype=torch.float64)
-    return x, torch.arange(n) % a.classes
-
-
-def fresh(a, seed=1):
-    """A network whose running statistics are not those of a new one."""
-    net = networks.create(a, [seed], dtype=torch.float64)
-    g = torch.Generator().manual_seed(seed)
-    moved = {
-        name: t + torch.rand(t.shape, generator=g, dtype=t.dtype) if "running" in name else t
-        for name, t in net.state.items()
-    }
-    return Networks(a, moved)
-
-
-def exact(net, x, y):
-    """The Hessian (P, P) by reverse over reverse mode."""
-    running = {name: t for name, t in net.state.items() if name not in net.trainable()}
-
-    def loss(weights):
-        state = unroll.unflat(net.architecture, weights[None]).state | running
-        return Networks(net.architecture, state).loss(x, y)[0]
-
-    return torch.autograd.functional.hessian(loss, unroll.flat(net)[0])
-
-
-def closed_form(net, x, y=None):
-    """The Hessian of a linear softmax model: the mean of (diag(p) - p p') x (features, 1) (features, 1)'."""
-    p = net.logits(x)[0].softmax(1)
-    features = torch.cat([x.flatten(1), torch.ones(len(x), 1, dtype=x.dtype)], 1)
-    within = torch.diag_embed(p) - p[:, :, None] * p[:, None]
-    full = torch.einsum("icd,if,ig->cfdg", within, features, features) / len(x)
-    f, c = features.shape[1], p.shape[1]
-    order = [k * f + j for k in range(c) for j in range(f - 1)] + [k * f + f - 1 for k in range(c)]  # weights, biases
-    return full.reshape(c * f, c * f)[order][:, order]
-
 
 # ------------------------------------------------------------------------------------------------------- the products
 
@@ -128,7 +56,7 @@ def test_products_do_not_depend_on_what_is_computed_together(monkeypatch):
     v = torch.randn(9, SMALL.parameter_count(), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     together = curvature.hessian_product(net, x, y)(v)
     monkeypatch.setitem(curvature.PASS, "cpu", 5 * curvature.VECTORS * SMALL.widest)  # 4 vectors, 5 images
-    assert curvature._sizes(SMALL, 14, 9, x.device) == (4, 5)
+    assert curvature.sizes(SMALL, 14, 9, x.device) == (4, 5)
     assert torch.allclose(curvature.hessian_product(net, x, y)(v), together, rtol=1e-9, atol=1e-12)
     alone = torch.cat([curvature.hessian_product(net, x, y)(u[None]) for u in v])
     assert torch.allclose(alone, together, rtol=1e-9, atol=1e-12)
@@ -151,21 +79,7 @@ def test_compiled_products_are_the_same(monkeypatch):
     assert torch.allclose(found, curvature.hessian_product(net, x, y)(v), atol=1e-13)
 
 
-# ---------------------------------------------------------------------------------------------------------- the trace
-
-
-def test_a_trace_is_the_mean_over_its_probes_and_blocks():
-    net, (x, y) = fresh(SMALL), toy(SMALL)
-    found = curvature.trace(net, x, y, 5, Probes(count=3, block=4))
-    size, values = SMALL.parameter_count(), []
-    for b, rows in enumerate(torch.arange(14).split(4)):
-        h = exact(net, x[rows], y[rows])
-        v = torch.stack([curvature.probe(5, i, b, size) for i in range(3)]).double()
-        values.append(torch.einsum("vp,pq,vq->v", v, h, v) * len(rows) / 14)
-    values = torch.stack(values)
-    assert found.value == pytest.approx(float(values.sum() / 3), rel=1e-10)
-    assert found.error == pytest.approx(float((values.var(1).sum() / 3).sqrt()), rel=1e-10)
-    assert (found.probes, found.images) == (3, 14)
+# -------------------------------------------------------------------------------------------------------- the spectrum
 
 
 def test_probes_are_signs_and_common():
@@ -174,94 +88,6 @@ def test_probes_are_signs_and_common():
     assert torch.equal(curvature.probe(0, 1, 0, 100).double(), v[2, :100])  # of one name, whatever is asked besides
     correlation = v @ v.T / 4003
     assert (correlation - torch.eye(8)).abs().max() < 5 / math.sqrt(4003)
-
-
-def test_common_probes_make_differences_less_noisy():
-    x, y = toy(LINEAR)
-    first, second = fresh(LINEAR), fresh(LINEAR)
-    second.state["head.bias"][...] += 0.05
-    pairs = [[curvature.trace(net, x, y, s, Probes(2)).value for net in (first, second)] for s in range(20)]
-    a, b = np.array(pairs).T
-    assert (a - b).std() < 0.2 * math.hypot(a.std(), b.std())
-
-
-def planted(monkeypatch, n):
-    """Images that are their own number, and the Hessian of each, of differing traces; their probes cost nothing."""
-    g = torch.Generator().manual_seed(7)
-    each = torch.randn(n, 6, 6, generator=g, dtype=torch.float64)
-    each = each + each.transpose(1, 2) + torch.diag_embed(2 + torch.randn(n, 1, generator=g).expand(n, 6).double())
-
-    def forms(net, x, y, seed, new, block, compiled):
-        hessians = torch.stack([part.mean(0) for part in each[x[:, 0, 0, 0].long()].split(block)])
-        streams = [generator(seed, "planted", i) for i in new]
-        v = torch.stack([torch.randint(2, (len(hessians), 6), generator=s) for s in streams]).double() * 2 - 1
-        return torch.einsum("ibp,bpq,ibq->ib", v, hessians, v)
-
-    monkeypatch.setattr(curvature, "_forms", forms)
-    x = torch.arange(n, dtype=torch.float64)[:, None, None, None].expand(n, 1, 2, 2)
-    return x, torch.zeros(n, dtype=torch.int64), float(each.diagonal(dim1=1, dim2=2).sum(1).mean())
-
-
-def estimates(x, y, probes, seeds, images=0):
-    """Estimates, errors and probes taken (seeds,), from all images or from a random sample each."""
-    found = []
-    for seed in range(seeds):
-        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: images or len(x)]
-        found.append(curvature.trace(NET, x[rows], y[rows], seed, probes, population=len(x)))
-    return tuple(np.array(t) for t in zip(*((t.value, t.error, t.probes) for t in found), strict=True))
-
-
-@pytest.mark.parametrize("block", [7, 12])
-def test_the_standard_error_covers_the_truth_at_its_rate(monkeypatch, block):
-    x, y, truth = planted(monkeypatch, 12)
-    values, errors, _ = estimates(x, y, Probes(count=8, block=block), 1000)
-    assert abs(values.mean() - truth) < 4 * values.std() / math.sqrt(1000)  # unbiased
-    assert (errors**2).mean() == pytest.approx(values.var(), rel=0.2)
-    covered = (np.abs(values - truth) < scipy.stats.t.ppf(0.975, 7 * (12 // block)) * errors).mean()
-    assert 0.92 < covered < 0.98
-
-
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("images", [32, 64, 128])
-def test_the_error_of_a_sample_is_that_of_all_images(monkeypatch, images, count):
-    x, y, truth = planted(monkeypatch, 128)
-    values, errors, _ = estimates(x, y, Probes(count=count, block=4), 1000, images)
-    assert abs(values.mean() - truth) < 4 * values.std() / math.sqrt(1000)
-    variance, blocks = (errors**2).mean(), images // 4
-    if count == 1:  # blocks differ in their images as well, and how much of these is known is not seen
-        assert variance > {32: 0.9, 64: 1.1, 128: 1.3}[images] * values.var()
-    else:
-        assert variance == pytest.approx(values.var(), rel=0.2)
-        covered = (np.abs(values - truth) < scipy.stats.t.ppf(0.975, blocks - 1) * errors).mean()
-        assert 0.92 < covered < 0.98
-
-
-def test_the_stopping_rule_bounds_the_error(monkeypatch):
-    x, y, truth = planted(monkeypatch, 12)
-    probes = Probes(count=8, block=12, share=0.05, floor=0, most=10_000)
-    values, errors, taken = estimates(x, y, probes, 1000)
-    assert (errors <= 0.05 * np.abs(values)).all() and taken.min() >= 16 < taken.max()
-    covered = (np.abs(values - truth) < scipy.stats.t.ppf(0.975, taken - 1) * errors).mean()
-    assert 0.92 < covered < 0.98
-
-
-def test_the_stopping_rule_has_a_floor_and_an_end():
-    net, (x, y) = fresh(LINEAR), toy(LINEAR, 12)
-    assert curvature.trace(net, x, y, 0, Probes(count=4, share=0.1, floor=1e6)).probes == 16
-    assert curvature.trace(net, x, y, 0, Probes(count=4, share=0.1, floor=1e6, block=1)).probes == 4
-    assert curvature.trace(net, x, y, 0, Probes(count=4, share=1e-9, most=30)).probes == 30
-    assert curvature.trace(net, x, y, 0, Probes(count=4, share=1e-9, floor=0, most=5)).probes == 5
-
-
-def test_a_mean_that_stands_still_ends_nothing(monkeypatch):
-    net, (x, y) = fresh(LINEAR), toy(LINEAR, 12)
-    sequence = torch.tensor([-100.0, 100.0, 0.0, 0.0] * 50, dtype=torch.float64)[:, None]
-    monkeypatch.setattr(curvature, "_forms", lambda net, x, y, seed, new, *_: sequence[new.start : new.stop])
-    found = curvature.trace(net, x, y, 0, Probes(count=4, share=1, floor=10, most=200))
-    assert found.probes > 40 and found.error <= 10
-
-
-# -------------------------------------------------------------------------------------------------------- the spectrum
 
 
 @pytest.mark.parametrize("which", ["LA", "LM"])
@@ -346,19 +172,10 @@ NET, (X, Y) = fresh(LINEAR), toy(LINEAR)
 TWO = networks.create(LINEAR, [0, 1], dtype=torch.float64)
 BAD = {
     "networks": (lambda: curvature.hessian_product(TWO, X, Y), "curvature of 2 networks"),
-    "images": (lambda: curvature.trace(NET, torch.zeros(3, 1, 3, 3), Y[:3], 0), r"\(1, 2, 2\) is needed"),
-    "labels": (lambda: curvature.trace(NET, X, Y[:3], 0), "3 labels for 14 images"),
+    "images": (lambda: curvature.hessian_product(NET, torch.zeros(3, 1, 3, 3), Y[:3]), r"\(1, 2, 2\) is needed"),
+    "labels": (lambda: curvature.hessian_product(NET, X, Y[:3]), "3 labels for 14 images"),
     "vectors": (lambda: curvature.hessian_product(NET, X, Y)(torch.zeros(2, 9)), r"shape \(2, 9\): \(V, 15\)"),
     "no vectors": (lambda: curvature.hessian_product(NET, X, Y)(torch.zeros(0, 15)), "V >= 1, is needed"),
-    "count": (lambda: Probes(count=0), "count is 0"),
-    "block": (lambda: Probes(block=0), "block is 0"),
-    "share": (lambda: Probes(share=-0.1), "share is -0.1"),
-    "floor": (lambda: Probes(floor=-1), "floor is -1"),
-    "most": (lambda: Probes(count=8, most=7), "most is 7"),
-    "rule": (lambda: Probes(count=1, share=0.1), "a stopping rule needs count >= 2"),
-    "population": (lambda: curvature.trace(NET, X, Y, 0, population=13), "14 images of a population of 13"),
-    "one probe": (lambda: curvature.trace(NET, X, Y, 0, Probes(1)), "1 probe in one block of 14 images has no error"),
-    "one block": (lambda: curvature.trace(NET, X, Y, 0, population=20), "a sample of 20 images in one block of 14"),
     "k": (lambda: curvature.eigenpairs(NET, X, Y, 0, 0), "k is 0"),
     "large k": (lambda: curvature.eigenpairs(NET, X, Y, 15, 0), "at most 14 eigenvalues"),
     "which": (lambda: curvature.eigenpairs(NET, X, Y, 2, 0, "SA"), "unknown which 'SA': allowed are LA, LM"),

@@ -14,19 +14,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_curvature import LINEAR, closed_form, exact, fresh, toy
+from hessians import LINEAR, closed_form, exact, fresh, toy
 from test_distill import toy_data
 
-from ddanalysis import curvature, training, unroll
+from ddanalysis import curvature, traces, training, unroll
 from ddanalysis.analysis import hessian
 from ddanalysis.analysis.hessian import Effort
 from ddanalysis.analysis.pyhessian_trace import PlainModule, pyhessian_trace, stopped_early, stops_after
 from ddanalysis.architectures import build
-from ddanalysis.curvature import Probes
 from ddanalysis.distilled import DistilledSet
 from ddanalysis.figures import hessian as figures
 from ddanalysis.report import Run
 from ddanalysis.store import Checkpoint
+from ddanalysis.traces import Probes
 from ddanalysis.training import Recipe
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are no part of the installed package
@@ -110,7 +110,7 @@ def test_measures_are_those_of_the_curvature():
     states, target = hessian.trajectory(DATA, NETWORK, RECIPE, 0, AT), hessian.set_target(SETS[1], DATA, EFFORT)
     measured = hessian.measure(states, AT, target, EFFORT, seed=5)
     for i in range(3):
-        t = curvature.trace(states[i], SETS[1].x, SETS[1].y, 5, EFFORT.sets)
+        t = traces.trace(states[i], SETS[1].x, SETS[1].y, 5, EFFORT.sets)
         assert (float(measured["trace"][i]), float(measured["trace_se"][i])) == (t.value, t.error)
     top = curvature.eigenpairs(states[2], SETS[1].x, SETS[1].y, 2, 5)
     assert torch.equal(measured["eigenvalues"][1], top.values) and torch.equal(measured["eigenvectors"][1], top.vectors)
@@ -122,7 +122,7 @@ def test_measures_are_those_of_the_curvature():
 def test_the_real_error_is_that_of_a_sample(monkeypatch):
     target, given = hessian.real_target(DATA, EFFORT), []
     assert (len(target.x), target.population, len(target.few[0])) == (30, 60, 15)
-    monkeypatch.setattr(curvature, "trace", lambda *a: given.append(a[5]) or curvature.Trace(1.0, 1.0, 2, 30))
+    monkeypatch.setattr(traces, "trace", lambda *a: given.append(a[5]) or traces.Trace(1.0, 1.0, 2, 30))
     hessian._trace(fresh(NETWORK), target, 0, False)
     assert given == [60]
 
@@ -176,9 +176,9 @@ def test_probes_are_common_to_targets_and_states_but_not_to_networks(run, monkey
 
     def noted(network, x, y, seed, *arguments):
         seeds.setdefault(seed, []).append(len(x))
-        return curvature.Trace(1.0, 0.1, 2, len(x))
+        return traces.Trace(1.0, 0.1, 2, len(x))
 
-    monkeypatch.setattr(curvature, "trace", noted)
+    monkeypatch.setattr(traces, "trace", noted)
     effort = Effort(images=30, real=Probes(2, block=10))
     hessian.followed(run, DATA, NETWORK, SETS, RECIPE, [0, 1], AT, effort)
     assert sorted(seeds.values()) == [[30] * 3 + [3] * 3 + [6] * 3] * 2
@@ -339,7 +339,10 @@ def test_the_benchmark_compares_the_same_products(tmp_path, monkeypatch):
 def test_the_ratio_of_a_trace_is_the_product_of_its_factors():
     seconds = {"published/default": [9.0], "published/kept": [6.0]}
     seconds |= {"ours/product": [3.0], "ours/four": [2.0], "ours/pass": [3.0]}
-    tops = [{"way": f"PyHessian, {a}", "seconds": s, "worst": 0.1} for a, s in (("default", 50.0), ("kept", 20.0))]
+    tops = [{"way": "PyHessian, kept", "seconds": 19.0, "worst": 0.1}]
+    tops += [
+        tops[0] | {"way": f"PyHessian, {a}, computed", "seconds": s} for a, s in (("default", 50.0), ("kept", 20.0))
+    ]
     tops.append({"way": "ours, tolerance 0.1", "seconds": 5.0, "worst": 0.05})
     rows = benchmark.ratios(seconds, {"common": 40.0, "independent": 2.0}, tops)
     found = {(row["what"], row["column"]): (row["ratio"], row["reached"]) for row in rows}
@@ -347,7 +350,7 @@ def test_the_ratio_of_a_trace_is_the_product_of_its_factors():
     assert found["a product of four", "as shipped"] == (4.5, True)
     assert found["trace at equal standard error", "as shipped"] == (60.0, True)
     assert found["top eigenvalues", "both kept"] == (4.0, True)
-    rows = benchmark.ratios(seconds, {"common": 39.0, "independent": 2.0}, [*tops[:2], tops[2] | {"worst": 0.2}])
+    rows = benchmark.ratios(seconds, {"common": 39.0, "independent": 2.0}, [*tops[:3], tops[3] | {"worst": 0.2}])
     assert [row["reached"] for row in rows if row["what"].startswith(("trace", "top"))] == [False, False, True, False]
 
 

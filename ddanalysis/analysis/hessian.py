@@ -14,16 +14,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ddanalysis import artefacts, checks, curvature, networks, training
+from ddanalysis import artefacts, checks, curvature, networks, traces, training
 from ddanalysis.architectures import Architecture
 from ddanalysis.compute import Compute
-from ddanalysis.curvature import Probes
 from ddanalysis.data import ImageData, fraction_rows
 from ddanalysis.distilled import DistilledSet, fits
 from ddanalysis.networks import Networks
 from ddanalysis.report import Run
 from ddanalysis.seeding import stream_seed
 from ddanalysis.store import Checkpoint, Tensors
+from ddanalysis.traces import Probes
 from ddanalysis.training import Recipe
 
 KEYS = ["dataset", "target", "ipc", "network", "network_seed", "update"]
@@ -172,7 +172,7 @@ def _check_spectra(effort: Effort, at: Sequence[int]) -> None:
 
 
 def _trace(network: Networks, target: Target, seed: int, compiled: bool) -> Tensors:
-    found = curvature.trace(network, target.x, target.y, seed, target.probes, target.population, compiled)
+    found = traces.trace(network, target.x, target.y, seed, target.probes, target.population, compiled)
     values = {"trace": found.value, "trace_se": found.error}
     return {n: torch.tensor(v, dtype=torch.float64) for n, v in values.items()} | {"probes": torch.tensor(found.probes)}
 
@@ -384,4 +384,4 @@ def _measured(
         return measure(states, at, target, effort, seed, compute.compiled, checkpoint, progress)
 
     name = f"{arguments['target']}_{data.name}_{states.architecture.name}_s{network_seed}"
-    return artefacts.artefact(run, "hessian", name, data, "hessian.measure", 1, arguments, build)
+    return artefacts.artefact(run, "hessian", name, data, "hessian.measure", 2, arguments, build)

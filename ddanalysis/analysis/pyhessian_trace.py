@@ -52,7 +52,7 @@ def pyhessian_trace(
 ) -> Tensor:
     """PyHessian's values of v H v (n,) float64, n <= ``probes``; their mean is its estimate of the trace.
 
-    The Hessian is that of :func:`ddanalysis.curvature.trace`. ``early_stop`` is the library as it comes: it stops at
+    The Hessian is that of :func:`ddanalysis.traces.trace`. ``early_stop`` is the library as it comes: it stops at
     probe n if (|mean_n - mean_(n-1)|) / (mean_(n-1) + 1e-6) < 1e-3. There is no absolute value below the line, so a
     negative running mean ends it at once, after as few as 2 probes, which is what the published figure has in its first
     states; and where the mean happens to move little says nothing of its error. Without it, all ``probes`` are taken.
