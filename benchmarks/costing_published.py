@@ -47,10 +47,10 @@ NOTES = {
     "05_early_recognition": "Published: 392 updates, of which 300 are drawn, and sets pass twice, for accuracy and for "
     "loss (inferred). Ours: 300 updates and the state before them, one pass for both.",
     "06_hessian": "Published: 20 to 36 probes a state on average (inferred), at most 100; here 20. Ours on real "
-    "images: every block has probes of its own, whose errors average out over blocks, so that one pass over 50,000 "
-    "images has about the standard error of 100 published probes (extrapolated from 8,192 images, not measured at "
-    "50,000). Two are taken, since one does not tell the error of probes. On sets: as many probes as published. "
-    "Vectors in one pass share the work on the images.",
+    "images: every block has probes of its own, whose errors average out over blocks, and layers are taken apart, so "
+    "that one pass over 50,000 images is at least as sure as 100 published probes (extrapolated from 5,000 images, not "
+    "measured at 50,000). Two are taken, since one does not tell the error of probes. On sets: as many probes as "
+    "published. Forms of a trace are forward passes alone, of which the first is shared by all probes of a block.",
     "07_influence": "The same arithmetic, for BPTT alone, as published.",
     "08_semantics": "Influences are those of 07. The answers of a vision-language model, whose code is not published, "
     "count on neither side.",
