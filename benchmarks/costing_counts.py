@@ -120,7 +120,7 @@ def _forms(a: Architecture, vectors: int) -> int:
     running = {name: t for name, t in p.items() if name not in Networks(a, p).trainable()}
     with FlopCounterMode(display=False) as counter:
         labels, each = x.new_ones(1, a.classes), x.new_ones(1)
-        traces._form(a, False)(weights, running, x, labels, each, weights.expand(vectors, -1))
+        traces._form(a, False, traces.GROUPS)(weights, running, x, labels, each, weights.expand(vectors, -1))
     return counter.get_total_flops()
 
 

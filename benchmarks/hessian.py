@@ -146,9 +146,8 @@ def ours(settings: Settings, path: Path) -> dict[str, Task]:
         """The variance of an estimate of one pass, both ways, and the trace."""
         many = (x[: settings.spread_images], y[: settings.spread_images])
         own = traces.trace(network, *many, 0, Probes(settings.probes), compiled=settings.compiled)
-        common = torch.stack([curvature.probe(0, i, "all images", size) for i in range(settings.probes)]).to(x.dtype)
-        forms = (common * curvature.hessian_product(network, *many, settings.compiled)(common)).sum(1).double()
-        return {"trace": own.value, "common": float(forms.var()), "independent": own.error**2 * own.probes}
+        common = traces.forms(network, *many, 0, range(settings.probes), len(many[0]), settings.compiled, groups=1)
+        return {"trace": own.value, "common": float(common.var()), "independent": own.error**2 * own.probes}
 
     tops: dict[str, Task] = {f"top {t}": lambda t=t: top(t) for t in TOLERANCES}
     tasks: dict[str, Task] = {"product": lambda: bool(product(v[:1]).sum()), "four": lambda: bool(product(v).sum())}
@@ -230,8 +229,9 @@ def measure(settings: Settings) -> dict[str, object]:
             for way, (build_, allocator) in ways.items()
         }
         seconds = timings(workers, settings)
-        spread = workers["ours"].run("spread")[1]
         tops = top_eigenvalues(workers, seconds, settings)
+        print("what is timed is done: the variances", flush=True)
+        spread = workers["ours"].run("spread")[1]
     return {
         "environment": where,
         "data": name,

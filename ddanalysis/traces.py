@@ -98,22 +98,22 @@ def trace(
         raise ValueError(
             f"{what} in one block of {len(x)} images has no error: more probes or smaller blocks are needed"
         )
-    forms, wanted = torch.zeros(0, blocks, dtype=torch.float64), probes.count
-    while len(forms) < wanted:
-        new = range(len(forms), wanted)
-        forms = torch.cat([forms, _forms(network, x, y, seed, new, probes.block, compiled)])
-        value, within, between = _moments(forms, len(x), probes.block)
-        wanted = _wanted(probes, len(forms), blocks, value, within)
+    found, wanted = torch.zeros(0, blocks, dtype=torch.float64), probes.count
+    while len(found) < wanted:
+        new = range(len(found), wanted)
+        found = torch.cat([found, forms(network, x, y, seed, new, probes.block, compiled)])
+        value, within, between = _moments(found, len(x), probes.block)
+        wanted = _wanted(probes, len(found), blocks, value, within)
     sampled = len(x) / population
-    variance = between if len(forms) == 1 else sampled * within + (1 - sampled) * between
-    return Trace(value, math.sqrt(max(variance, 0.0)), len(forms), len(x))
+    variance = between if len(found) == 1 else sampled * within + (1 - sampled) * between
+    return Trace(value, math.sqrt(max(variance, 0.0)), len(found), len(x))
 
 
 # ----------------------------------------------------------------------------------------------------------- the forms
 
 
-def layer_groups(architecture: Architecture) -> list[list[str]]:
-    """The trainable parameters in at most ``GROUPS`` groups of consecutive layers: a matrix or the kernels of a
+def layer_groups(architecture: Architecture, most: int = GROUPS) -> list[list[str]]:
+    """The trainable parameters in at most ``most`` groups of consecutive layers: a matrix or the kernels of a
     convolution and what follows them.
     """
     layers: list[list[str]] = []
@@ -123,21 +123,23 @@ def layer_groups(architecture: Architecture) -> list[list[str]]:
         if weight.role == "weight" or not layers:
             layers.append([])
         layers[-1].append(name)
-    count = min(GROUPS, len(layers))
+    count = min(most, len(layers))
     groups: list[list[str]] = [[] for _ in range(count)]
     for i, names in enumerate(layers):
         groups[i * count // len(layers)] += names
     return groups
 
 
-def _forms(network: Networks, x: Tensor, y: Tensor, seed: int, new: range, block: int, compiled: bool) -> Tensor:
-    """The forms of every ``new`` probe v and block of images, (probes, blocks) float64: the sum of v_l H v_l over
-    groups of layers, H that of the block.
+def forms(
+    network: Networks, x: Tensor, y: Tensor, seed: int, new: range, block: int, compiled: bool, groups: int = GROUPS
+) -> Tensor:
+    """The forms of every ``new`` probe v and block of images, (probes, blocks) float64: the sum of v_l H v_l over at
+    most ``groups`` of layers, H that of the block; v H v with one.
     """
     architecture, columns = network.architecture, []
     soft = y if y.is_floating_point() else F.one_hot(y, architecture.classes).to(x.dtype)
     running = {name: t for name, t in network.state.items() if name not in network.trainable()}
-    weights, of = unroll.flat(network)[0].detach(), _form(architecture, compiled)
+    weights, of = unroll.flat(network)[0].detach(), _form(architecture, compiled, groups)
     for b, s in enumerate(slices(len(x), block)):
         v = torch.stack([probe(seed, i, b, len(weights), x.device) for i in new]).to(x.dtype)
         columns.append(_block_forms(of, architecture, weights, running, x[s], soft[s], v, compiled))
@@ -163,9 +165,9 @@ def _block_forms(
 
 
 @cache
-def _form(architecture: Architecture, compiled: bool) -> Callable[..., Tensor]:
+def _form(architecture: Architecture, compiled: bool, most: int) -> Callable[..., Tensor]:
     """``f(weights (P,), running statistics, x, y (n, classes), share of each image (n,), v (V, P))``: forms (V,)."""
-    groups, compute = layer_groups(architecture), Compute(compiled=compiled)
+    groups, compute = layer_groups(architecture, most), Compute(compiled=compiled)
 
     @torch.no_grad()
     def form(weights: Tensor, running: Parameters, x: Tensor, y: Tensor, each: Tensor, v: Tensor) -> Tensor:

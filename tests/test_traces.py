@@ -32,7 +32,7 @@ def test_forms_are_those_of_the_diagonal_blocks(case):
     name, shape, options = case
     a = build(name, shape, 3, **options)
     net, (x, y) = fresh(a), toy(a, 5)
-    found = traces._forms(net, x, y, 3, range(2), 3, False)
+    found = traces.forms(net, x, y, 3, range(2), 3, False)
     assert found.shape == (2, 2)
     sizes = {n: net.state[n].numel() for n in net.trainable()}
     for b, rows in enumerate(torch.arange(5).split(3)):
@@ -48,32 +48,32 @@ def test_forms_are_those_of_the_diagonal_blocks(case):
 
 def test_forms_do_not_depend_on_what_is_computed_together(monkeypatch):
     net, (x, y) = fresh(SMALL), toy(SMALL)
-    together = traces._forms(net, x, y, 0, range(7), 14, False)
+    together = traces.forms(net, x, y, 0, range(7), 14, False)
     monkeypatch.setitem(curvature.PASS, "cpu", 5 * 4 * SMALL.widest)  # 4 probes, 5 images
-    assert torch.allclose(traces._forms(net, x, y, 0, range(7), 14, False), together, rtol=1e-10, atol=1e-13)
+    assert torch.allclose(traces.forms(net, x, y, 0, range(7), 14, False), together, rtol=1e-10, atol=1e-13)
 
 
 def test_soft_labels_are_a_mixture_of_hard_ones():
     net, (x, y) = fresh(SMALL), toy(SMALL)
     other, one_hot = (y + 1) % 3, torch.eye(3, dtype=torch.float64)
-    mixed = traces._forms(net, x, 0.7 * one_hot[y] + 0.6 * one_hot[other], 0, range(2), 14, False)  # no distribution
-    hard = [traces._forms(net, x, labels, 0, range(2), 14, False) for labels in (y, other)]
+    mixed = traces.forms(net, x, 0.7 * one_hot[y] + 0.6 * one_hot[other], 0, range(2), 14, False)  # no distribution
+    hard = [traces.forms(net, x, labels, 0, range(2), 14, False) for labels in (y, other)]
     assert torch.allclose(mixed, 0.7 * hard[0] + 0.6 * hard[1], atol=1e-12)
 
 
 def test_compiled_forms_are_the_same(monkeypatch):
     net, (x, y) = fresh(SMALL), toy(SMALL, 7)
     monkeypatch.setitem(curvature.PASS, "cpu", 4 * 4 * SMALL.widest)  # a padded second slice and chunk
-    found = traces._forms(net, x, y, 0, range(6), 7, True)
-    assert torch.allclose(found, traces._forms(net, x, y, 0, range(6), 7, False), atol=1e-12)
+    found = traces.forms(net, x, y, 0, range(6), 7, True)
+    assert torch.allclose(found, traces.forms(net, x, y, 0, range(6), 7, False), atol=1e-12)
 
 
 def test_groups_of_layers_make_a_trace_less_noisy():
     net, (x, y) = fresh(SMALL), toy(SMALL)
-    forms = traces._forms(net, x, y, 0, range(200), 14, False)[:, 0]
     v = torch.stack([probe(0, i, 0, SMALL.parameter_count()) for i in range(200)]).double()
-    whole = (hessian_product(net, x, y)(v) * v).sum(1)
-    assert forms.std() < 0.8 * whole.std()
+    whole = traces.forms(net, x, y, 0, range(200), 14, False, groups=1)[:, 0]
+    assert torch.allclose(whole, (hessian_product(net, x, y)(v) * v).sum(1), rtol=1e-9, atol=1e-11)
+    assert traces.forms(net, x, y, 0, range(200), 14, False).std() < 0.8 * whole.std()
 
 
 # ---------------------------------------------------------------------------------------------------------- the trace
@@ -121,13 +121,13 @@ def planted(monkeypatch, n):
     each = torch.randn(n, 6, 6, generator=g, dtype=torch.float64)
     each = each + each.transpose(1, 2) + torch.diag_embed(2 + torch.randn(n, 1, generator=g).expand(n, 6).double())
 
-    def forms(net, x, y, seed, new, block, compiled):
+    def planted_forms(net, x, y, seed, new, block, compiled):
         hessians = torch.stack([part.mean(0) for part in each[x[:, 0, 0, 0].long()].split(block)])
         streams = [generator(seed, "planted", i) for i in new]
         v = torch.stack([torch.randint(2, (len(hessians), 6), generator=s) for s in streams]).double() * 2 - 1
         return torch.einsum("ibp,bpq,ibq->ib", v, hessians, v)
 
-    monkeypatch.setattr(traces, "_forms", forms)
+    monkeypatch.setattr(traces, "forms", planted_forms)
     x = torch.arange(n, dtype=torch.float64)[:, None, None, None].expand(n, 1, 2, 2)
     return x, torch.zeros(n, dtype=torch.int64), float(each.diagonal(dim1=1, dim2=2).sum(1).mean())
 
@@ -186,7 +186,7 @@ def test_the_stopping_rule_has_a_floor_and_an_end():
 def test_a_mean_that_stands_still_ends_nothing(monkeypatch):
     net, (x, y) = fresh(LINEAR), toy(LINEAR, 12)
     sequence = torch.tensor([-100.0, 100.0, 0.0, 0.0] * 50, dtype=torch.float64)[:, None]
-    monkeypatch.setattr(traces, "_forms", lambda net, x, y, seed, new, *_: sequence[new.start : new.stop])
+    monkeypatch.setattr(traces, "forms", lambda net, x, y, seed, new, *_: sequence[new.start : new.stop])
     found = traces.trace(net, x, y, 0, Probes(count=4, share=1, floor=10, most=200, block=12))
     assert found.probes > 40 and found.error <= 10
 
