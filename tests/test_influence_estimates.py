@@ -1,8 +1,5 @@
 """Estimates of influence against closed forms, dense matrices, plain loops, another library, and exact retraining."""
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import matplotlib
 
 matplotlib.use("Agg")
@@ -14,12 +11,13 @@ import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
+from hessians import Linear
 from plain import convnet, optimiser, train, with_state
 
-from ddanalysis import layers, networks, training, unroll
+from ddanalysis import networks, training, unroll
 from ddanalysis.analysis import influence
 from ddanalysis.analysis import influence_estimates as estimates
-from ddanalysis.architectures import Architecture, build
+from ddanalysis.architectures import build
 from ddanalysis.data import load
 from ddanalysis.distilled import DistilledSet
 from ddanalysis.figures import influence as drawing
@@ -33,25 +31,6 @@ RECIPE = Recipe(updates=6, batch_size=None, learning_rate=0.05)
 DECAY = 0.1
 CONVEX = Recipe(updates=300, batch_size=None, learning_rate=0.3, weight_decay=DECAY)
 DATA = load("digits")
-
-
-@dataclass(frozen=True)
-class Linear(Architecture):
-    """One linear layer: its loss is convex, and its Gauss-Newton matrix the Hessian."""
-
-    kind: ClassVar[str] = "Linear"
-
-    @property
-    def widest(self):
-        return self.channels * self.size**2
-
-    def weights(self):
-        return layers.linear_weights("head", self.classes, self.widest)
-
-    def features(self, p, x, updated=None):
-        return layers.flatten(p, x)
-
-
 LINEAR = Linear(1, 3, 3)
 
 
