@@ -8,7 +8,7 @@ exact and without a kept graph; several vectors share the work on the images. No
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import scipy.sparse.linalg
@@ -48,22 +48,12 @@ def hessian_product(network: Networks, x: Tensor, y: Tensor, compiled: bool = Fa
 def _product(network: Networks, x: Tensor, y: Tensor, compiled: bool) -> Product:
     architecture, weights = network.architecture, unroll.flat(network)[0].detach()
     running = {name: t for name, t in network.state.items() if name not in network.trainable()}
-    several, share = _several(architecture, compiled), x.new_full((len(x),), 1 / len(x))
+    several = _several(architecture, compiled)
 
     def of(v: Tensor) -> Tensor:
         if v.ndim != 2 or v.shape[1] != len(weights) or not len(v):
             raise ValueError(f"vectors of shape {tuple(v.shape)}: (V, {len(weights)}), V >= 1, is needed")
-        together, size = sizes(architecture, len(x), len(v), x.device)
-        size = min(size, 1 << (len(x) - 1).bit_length()) if compiled else size  # few shapes serve all sets
-        parts = []
-        for chunk in v.to(weights).split(together):
-            full = padded(chunk, together if compiled else 0)
-            total = torch.zeros_like(full)
-            for s in slices(len(x), size):
-                images, labels, each = (padded(t[s], size if compiled else 0) for t in (x, y, share))
-                total += several(weights, running, images, labels, each, full)
-            parts.append(total[: len(chunk)])
-        return torch.cat(parts)
+        return in_passes(partial(several, weights, running), architecture, x, y, v.to(weights), len(v), compiled)
 
     return of
 
@@ -94,7 +84,26 @@ def sizes(architecture: Architecture, images: int, vectors: int, device: torch.d
     return together, max(limit // together, 1)
 
 
-def padded(t: Tensor, size: int) -> Tensor:
+def in_passes(
+    f: Callable[..., Tensor], a: Architecture, x: Tensor, y: Tensor, v: Tensor, most: int, compiled: bool
+) -> Tensor:
+    """The sum over images of ``f(images, labels, share of each, vectors)``, a row a vector, in bounded memory.
+
+    At most ``most`` of the vectors v go together; a ``compiled`` f sees few shapes.
+    """
+    together, size = sizes(a, len(x), min(len(v), most), x.device)
+    size = min(size, 1 << (len(x) - 1).bit_length()) if compiled else size  # few shapes serve all sets
+    share, parts = x.new_full((len(x),), 1 / len(x)), []
+    for chunk in v.split(together):
+        full = _padded(chunk, together if compiled else 0)
+        total = torch.zeros((), device=x.device, dtype=x.dtype)
+        for s in slices(len(x), size):
+            total = total + f(*(_padded(t[s], size if compiled else 0) for t in (x, y, share)), full)
+        parts.append(total[: len(chunk)])
+    return torch.cat(parts)
+
+
+def _padded(t: Tensor, size: int) -> Tensor:
     """``t`` with zeros up to ``size`` rows, so that one compiled shape serves every slice; images there weigh 0."""
     return t if len(t) >= size else torch.cat([t, t.new_zeros(size - len(t), *t.shape[1:])])
 

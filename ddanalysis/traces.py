@@ -10,7 +10,7 @@ loss along v_l, by forward passes alone (:mod:`ddanalysis.jets`), which is also 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ddanalysis import checks, unroll
 from ddanalysis.architectures import Architecture
 from ddanalysis.compute import Compute, slices
-from ddanalysis.curvature import VECTORS, check, padded, probe, sizes
+from ddanalysis.curvature import VECTORS, check, in_passes, probe
 from ddanalysis.jets import Jet
 from ddanalysis.layers import Parameters
 from ddanalysis.networks import Networks
@@ -142,31 +142,15 @@ def forms(
     weights, of = unroll.flat(network)[0].detach(), _form(architecture, compiled, groups)
     for b, s in enumerate(slices(len(x), block)):
         v = torch.stack([probe(seed, i, b, len(weights), x.device) for i in new]).to(x.dtype)
-        columns.append(_block_forms(of, architecture, weights, running, x[s], soft[s], v, compiled))
+        columns.append(in_passes(partial(of, weights, running), architecture, x[s], soft[s], v, VECTORS, compiled))
     return torch.stack(columns, 1).cpu()
-
-
-def _block_forms(
-    of: Callable[..., Tensor], a: Architecture, weights: Tensor, running: Parameters, x: Tensor, y: Tensor, v: Tensor,
-    compiled: bool,
-) -> Tensor:  # fmt: skip
-    """The forms (V,) float64 of one block, in bounded memory."""
-    together, size = sizes(a, len(x), min(len(v), VECTORS), x.device)
-    size = min(size, 1 << (len(x) - 1).bit_length()) if compiled else size  # few shapes serve all blocks
-    share, parts = x.new_full((len(x),), 1 / len(x)), []
-    for chunk in v.split(together):
-        full = padded(chunk, together if compiled else 0)
-        total = torch.zeros(len(full), dtype=torch.float64, device=x.device)
-        for s in slices(len(x), size):
-            images, labels, each = (padded(t[s], size if compiled else 0) for t in (x, y, share))
-            total += of(weights, running, images, labels, each, full)
-        parts.append(total[: len(chunk)])
-    return torch.cat(parts)
 
 
 @cache
 def _form(architecture: Architecture, compiled: bool, most: int) -> Callable[..., Tensor]:
-    """``f(weights (P,), running statistics, x, y (n, classes), share of each image (n,), v (V, P))``: forms (V,)."""
+    """``f(weights (P,), running statistics, x, y (n, classes), share of each image (n,), v (V, P))``: the forms (V,),
+    float64.
+    """
     groups, compute = layer_groups(architecture, most), Compute(compiled=compiled)
 
     @torch.no_grad()
@@ -179,7 +163,9 @@ def _form(architecture: Architecture, compiled: bool, most: int) -> Callable[...
                 state[name] = Jet(values[name], along)
         logits: Any = architecture.logits(state, x)
         bends = {d: _bend(logits.value[:, 0], one, two, y, each) for d, (one, two) in logits.along.items()}
-        return torch.stack([torch.stack([bends[i, g] for g in range(len(groups))]).sum() for i in range(len(v))])
+        return torch.stack(
+            [torch.stack([bends[i, g] for g in range(len(groups))]).sum() for i in range(len(v))]
+        ).double()
 
     if not compute.compiled:
         return form
