@@ -96,7 +96,7 @@ def apply(augmentation: Augmentation, x: Tensor) -> Tensor:
     if not augmentation.op:
         return x
     _, _, transform = _OPERATIONS[augmentation.op]
-    return transform(x, augmentation.parameters.to(x.dtype).to(x.device))
+    return transform(x, augmentation.parameters.to(x.dtype).to(x.device, non_blocking=True))
 
 
 def augment(x: Tensor, strategy: str, g: torch.Generator, siamese: bool = False) -> Tensor:

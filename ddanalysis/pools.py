@@ -118,7 +118,7 @@ def early_networks(
     observed = training.train(
         fresh, data.train_x, data.train_y, recipe, seeds, None, predict, moments, compute, checkpoint, progress
     ).observed["predictions"]
-    return Pool("early", observed, torch.tensor(list(moments)).expand(count, -1).contiguous())
+    return Pool("early", observed.cpu(), torch.tensor(list(moments)).expand(count, -1).contiguous())
 
 
 def real_accuracy(

@@ -113,9 +113,10 @@ def train(
     ``seeds`` (K) name each network's batches and augmentations: equal seeds with equal rows share every batch.
     ``rows`` (K) are int64 row numbers or bool masks of length n; None is all rows for all. Those of a network may also
     be its very batches, int64 (updates, batch_size), one an update. ``observe`` is called with the networks after each
-    number of updates in ``at`` (0 = before training) and returns tensors with a leading K. ``checkpoint`` makes a long
-    run resume; ``progress`` is called with the number of network updates just done. ``rates`` are learning rates, one
-    for each of the recipe's updates, in place of its own. Raises ``ValueError`` before any work.
+    number of updates in ``at`` (0 = before training) and returns tensors with a leading K, which come back on the
+    device of ``x``. ``checkpoint`` makes a long run resume; ``progress`` is called with the number of network updates
+    just done. ``rates`` are learning rates, one for each of the recipe's updates, in place of its own. Raises
+    ``ValueError`` before any work.
     """
     plan = _plan(networks, x, y, recipe, seeds, rows, at)
     if rates is not None and len(rates) != recipe.updates:
@@ -259,7 +260,7 @@ class _Job:
     def _observe(self) -> None:
         if self.observe and self.update in self.moments:
             for name, value in self.observe(self._now()).items():
-                self.records.setdefault(name, []).append(value)
+                self.records.setdefault(name, []).append(value.to(self.x.device))
 
     def _step(self) -> None:
         size = self.recipe.batches_per_epoch(len(self.plan[0].rows))
@@ -281,9 +282,10 @@ class _Job:
         weights = torch.nn.utils.rnn.pad_sequence(
             [torch.full((len(r),), 1 / len(r), dtype=torch.float64) for r in rows]
         )
-        index = index.to(self.x.device)
+        index = index.to(self.x.device, non_blocking=True)
         images = self.x[index] if not self.recipe.augment else self._augmented(rows, len(index))
-        return images.flatten(1, 2), self.y[index], weights.to(self.x.device, self.x.dtype)
+        weights = weights.to(self.x.dtype).to(self.x.device, non_blocking=True)
+        return images.flatten(1, 2), self.y[index], weights
 
     def _rows(self) -> list[torch.Tensor]:
         """The row numbers of this update's batch of every network."""
@@ -299,7 +301,8 @@ class _Job:
         images = self.x.new_zeros(longest, len(rows), *self.x.shape[1:])
         for k, (own, order) in enumerate(zip(rows, self.plan, strict=True)):
             g = generator(order.seed, "augment", self.update)
-            images[: len(own), k] = apply(self.x[own.to(self.x.device)], self.recipe.augment, g)
+            own = own.to(self.x.device, non_blocking=True)
+            images[: len(own), k] = apply(self.x[own], self.recipe.augment, g)
         return images
 
     def _gradients(self, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> list[torch.Tensor]:

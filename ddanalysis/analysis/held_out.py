@@ -57,7 +57,7 @@ def _images(batches: Tensor, rates: Tensor, y: Tensor, dice: Generator) -> tuple
 def _in_turn(batches: Tensor, rates: Tensor, y: Tensor, dice: Generator) -> tuple[Tensor, Tensor]:
     """One image of each class of the labels ``y``, then the next of each, classes in their order."""
     rows = batches.flatten()
-    classes = (y.argmax(1) if y.is_floating_point() else y)[rows]
+    classes = (y.argmax(1) if y.is_floating_point() else y)[rows].to(rows.device)
     rank = (classes[:, None] == classes).tril(-1).sum(1)  # how many of its class come before it
     return rows[(rank * (int(classes.max()) + 1) + classes).argsort()].view_as(batches), rates
 

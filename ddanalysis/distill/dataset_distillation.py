@@ -318,7 +318,7 @@ def _real_batch(job: Job, own: Settings, iteration: int) -> tuple[Tensor, Tensor
     recipe = Recipe(updates=own.iterations, batch_size=own.batch_real)
     epoch, batch = divmod(iteration, recipe.batches_per_epoch(n))
     rows = epoch_order(recipe, torch.arange(n), stream_seed(job.seed, "DD real batches"), epoch)
-    rows = rows.split(own.batch_real)[batch].to(job.data.train_x.device)
+    rows = rows.split(own.batch_real)[batch].to(job.data.train_x.device, non_blocking=True)
     x, y = job.data.train_x[rows], job.data.train_y[rows]
     if own.attack is not None:
         y = y.masked_fill(y == own.attack[0], own.attack[1])

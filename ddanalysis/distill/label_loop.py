@@ -79,7 +79,8 @@ class Task:
     def batch(self, iteration: int, step: int = 0) -> Tensor:
         """Rows of the set for one step of the look-ahead."""
         g = generator(self.job.seed, "inner batch", iteration, step)
-        return torch.randperm(len(self.begin), generator=g)[: self.own["inner_batch"]].to(self.begin.device)
+        rows = torch.randperm(len(self.begin), generator=g)[: self.own["inner_batch"]]
+        return rows.to(self.begin.device, non_blocking=True)
 
     def real(self, iteration: int) -> tuple[Tensor, Tensor]:
         """Target images and labels: the next batch of an epoch in random order, whose last may be short."""

@@ -118,7 +118,8 @@ class Method:
 
 def real_batch(rows: torch.Tensor, n: int, seed: int, iteration: int, c: int) -> torch.Tensor:
     """``n`` of the ``rows`` of class ``c``, without replacement."""
-    return rows[torch.randperm(len(rows), generator=generator(seed, "real batch", iteration, c))[:n].to(rows.device)]
+    drawn = torch.randperm(len(rows), generator=generator(seed, "real batch", iteration, c))[:n]
+    return rows[drawn.to(rows.device, non_blocking=True)]
 
 
 def rows_by_class(job: Job, what: str, batch_real: int) -> list[torch.Tensor]:

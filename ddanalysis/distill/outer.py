@@ -138,4 +138,4 @@ def some_rows(job: Job, per_class: int | None, *names: object) -> Tensor | None:
     g = generator(job.seed, *names)
     order = torch.rand(job.data.n_classes, job.ipc, generator=g).argsort(1)[:, :per_class]
     rows = order + job.ipc * torch.arange(job.data.n_classes)[:, None]
-    return rows.flatten().to(job.data.train_x.device)
+    return rows.flatten().to(job.data.train_x.device, non_blocking=True)

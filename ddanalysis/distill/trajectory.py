@@ -210,7 +210,7 @@ def _batches(job: Job, x: Tensor, y: Tensor, own: dict[str, Any], iteration: int
     def batch(t: int) -> tuple[Tensor, Tensor]:
         epoch, chunk = divmod(t, per_epoch)
         rows = epoch_order(order, everything, stream_seed(job.seed, "MTT batches", iteration), epoch)
-        rows = rows.split(own["minibatch"] or len(x))[chunk].to(x.device)
+        rows = rows.split(own["minibatch"] or len(x))[chunk].to(x.device, non_blocking=True)
         own_x = x if len(rows) == len(x) else x[rows]
         g = generator(job.seed, "MTT augmentation", iteration, t)
         return augment.augment(own_x, own["strategy"], g), y[rows] if y.ndim == 1 else y[:, rows]
