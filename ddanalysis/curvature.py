@@ -48,7 +48,7 @@ def hessian_product(network: Networks, x: Tensor, y: Tensor, compiled: bool = Fa
 
 def _product(network: Networks, x: Tensor, y: Tensor, compiled: bool) -> Product:
     architecture, weights = network.architecture, unroll.flat(network)[0].detach()
-    running = {name: t for name, t in network.state.items() if name not in network.trainable()}
+    running = network.running()
     several = _several(architecture, compiled)
 
     def of(v: Tensor) -> Tensor:

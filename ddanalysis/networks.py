@@ -62,6 +62,10 @@ class Networks:
         """Names of the parameters that training changes by gradients."""
         return [name for name, w in self.architecture.weights().items() if not w.role.startswith("running")]
 
+    def running(self) -> Parameters:
+        """The running statistics of batch normalisation, the rest of the state."""
+        return {name: t for name, t in self.state.items() if name not in self.trainable()}
+
     def spread(self, x: torch.Tensor) -> torch.Tensor:
         """Images for all networks: (n, c, h, w) seen by each, or (K, n, c, h, w) of their own -> (n, K * c, h, w)."""
         if x.ndim == 4:

@@ -138,7 +138,7 @@ def forms(
     """
     architecture, columns = network.architecture, []
     soft = y if y.is_floating_point() else F.one_hot(y, architecture.classes).to(x.dtype)
-    running = {name: t for name, t in network.state.items() if name not in network.trainable()}
+    running = network.running()
     weights, of = unroll.flat(network)[0].detach(), _form(architecture, compiled, groups)
     for b, s in enumerate(slices(len(x), block)):
         v = torch.stack([probe(seed, i, b, len(weights), x.device) for i in new]).to(x.dtype)

@@ -18,7 +18,6 @@ from ddanalysis.compute import Compute, networks_together, slices
 from ddanalysis.distill import ridge as ridges
 from ddanalysis.distill.ridge import PUBLISHED, Ridge
 from ddanalysis.evaluation import initial_seed
-from ddanalysis.layers import Parameters
 from ddanalysis.networks import Networks, Outputs, stack
 from ddanalysis.optimisers import Optimiser
 from ddanalysis.seeding import generator
@@ -156,7 +155,7 @@ def _ridge_steps(
     """
     a, optimiser = fresh.architecture, Optimiser(recipe.optimiser, recipe.momentum)
     states = ridges.begin(fresh, optimiser)
-    running: Parameters = {name: t for name, t in fresh.state.items() if name not in fresh.trainable()}
+    running = fresh.running()
     saved = checkpoint.load() if checkpoint else None
     if saved is not None:
         states = ridges.restored(ridges.under("states/", saved), x.device)
