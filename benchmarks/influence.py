@@ -273,7 +273,7 @@ def measure(settings: Settings) -> dict[str, object]:
         found = workers["ours", "kept"].run("worth")[1]
     return {
         "environment": where,
-        "settings": {name: value for name, value in asdict(settings).items() if name != "root"},
+        "settings": asdict(replace(settings, root="", set=Path(settings.set).name)),
         "images of the set": n,
         "test images": tests,
         "leave-one-out": left_out(seconds, n, tests),
