@@ -4,8 +4,8 @@
 
 The published ConvNet on CIFAR-10, images in memory for both ways, so that no loading is timed: on a GPU that is kept
 busy by loaders this is the harder comparison. The published way is one ``nn.Module`` after the other in float32; with
-PyTorch's defaults its convolutions run in TF32, and so do ours. Seconds are for one network, the device idle before and
-after.
+PyTorch's defaults its convolutions run in TF32, and so do ours, but for those of the Hessian. Seconds are for one
+network, the device idle before and after.
 
 * **Update** of a batch of 256, and of the 100 images of a distilled set (full batch).
 * **Prediction** of 10,000 images; the published one builds the graph of a backward pass, as its notebook does.

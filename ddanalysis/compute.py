@@ -64,6 +64,11 @@ def slices(n: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
+def padded(t: torch.Tensor, size: int) -> torch.Tensor:
+    """``t`` with zeros up to ``size`` rows, so that one compiled shape serves every slice; they are to weigh 0."""
+    return t if len(t) >= size else torch.cat([t, t.new_zeros(size - len(t), *t.shape[1:])])
+
+
 @cache
 def loss_function(architecture: Architecture, compute: Compute) -> Callable[..., tuple[torch.Tensor, Parameters]]:
     """``f(p, x, y, w)``: the weighted sum of cross-entropies, and new running statistics of batch normalisation.

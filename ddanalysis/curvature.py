@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddanalysis import checks, unroll
 from ddanalysis.architectures import Architecture
-from ddanalysis.compute import Compute, slices
+from ddanalysis.compute import Compute, padded, slices
 from ddanalysis.layers import Parameters
 from ddanalysis.networks import Networks, cross_entropy
 from ddanalysis.seeding import generator
@@ -97,17 +97,12 @@ def in_passes(
     share, parts = x.new_full((len(x),), 1 / len(x)), []
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for chunk in v.split(together):
-            full = _padded(chunk, together if compiled else 0)
+            full = padded(chunk, together if compiled else 0)
             total = torch.zeros((), device=x.device, dtype=x.dtype)
             for s in slices(len(x), size):
-                total = total + f(*(_padded(t[s], size if compiled else 0) for t in (x, y, share)), full)
+                total = total + f(*(padded(t[s], size if compiled else 0) for t in (x, y, share)), full)
             parts.append(total[: len(chunk)])
     return torch.cat(parts)
-
-
-def _padded(t: Tensor, size: int) -> Tensor:
-    """``t`` with zeros up to ``size`` rows, so that one compiled shape serves every slice; images there weigh 0."""
-    return t if len(t) >= size else torch.cat([t, t.new_zeros(size - len(t), *t.shape[1:])])
 
 
 def check(network: Networks, x: Tensor, y: Tensor) -> None:

@@ -64,7 +64,8 @@ class Networks:
 
     def running(self) -> Parameters:
         """The running statistics of batch normalisation, the rest of the state."""
-        return {name: t for name, t in self.state.items() if name not in self.trainable()}
+        learned = set(self.trainable())
+        return {name: t for name, t in self.state.items() if name not in learned}
 
     def spread(self, x: torch.Tensor) -> torch.Tensor:
         """Images for all networks: (n, c, h, w) seen by each, or (K, n, c, h, w) of their own -> (n, K * c, h, w)."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ddanalysis import augment, augment_dc, checks
-from ddanalysis.compute import Compute, images_per_pass, loss_function, networks_together, slices
+from ddanalysis.compute import Compute, images_per_pass, loss_function, networks_together, padded, slices
 from ddanalysis.layers import Parameters
 from ddanalysis.networks import Networks, stack
 from ddanalysis.seeding import generator
@@ -312,7 +312,7 @@ class _Job:
             size = images_per_pass(self.networks.architecture, 1, x.device)
         total: list[torch.Tensor] = []
         for s in slices(len(x), size):
-            part = self._backward(*(_padded(t[s], size if self.compute.compiled else 0) for t in (x, y, w)))
+            part = self._backward(*(padded(t[s], size if self.compute.compiled else 0) for t in (x, y, w)))
             if total:
                 torch._foreach_add_(total, part)
             else:
@@ -366,8 +366,3 @@ class _Job:
             for name, t in saved.items()
             if name.startswith(prefix)
         }
-
-
-def _padded(t: torch.Tensor, size: int) -> torch.Tensor:
-    """``t`` with zeros up to ``size`` rows, so that one compiled shape serves every slice."""
-    return t if len(t) >= size else torch.cat([t, t.new_zeros(size - len(t), *t.shape[1:])])
