@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import published_steps as plain
-from benchmarks.common import Task, environment, ratio, table, write_json
+from benchmarks.common import Job, Task, environment, interleave, ratio, table, write_json
 from ddanalysis import curvature, networks, traces, training
 from ddanalysis.architectures import build
 from ddanalysis.compute import Compute
@@ -142,14 +142,19 @@ def hessian(
     add("pass of the trace", 1, compute, lambda: traces.trace(network, *few, 0, probes, compiled=compiled) is None, 1)
 
 
-def seconds(timed: Timed, device: str) -> float:
-    """Of one unit, with the device idle before and after."""
-    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
-    wait()
-    start = time.perf_counter()
-    timed.task()
-    wait()
-    return (time.perf_counter() - start) / timed.units
+class Here:
+    """Tasks by name in this process, in place of a worker's: one device has room for both ways."""
+
+    def __init__(self, tasks: dict[str, Task], device: str) -> None:
+        self.tasks, self.wait = tasks, torch.cuda.synchronize if device == "cuda" else (lambda: None)
+
+    def run(self, task: str) -> tuple[float, object]:
+        """Seconds of one task, with the device idle before and after, and what it returned."""
+        self.wait()
+        start = time.perf_counter()
+        result = self.tasks[task]()
+        self.wait()
+        return time.perf_counter() - start, result
 
 
 def measure(settings: Settings) -> dict[str, object]:
@@ -162,20 +167,19 @@ def measure(settings: Settings) -> dict[str, object]:
     where = environment(torch.get_num_threads()) | {"device": device_name(settings.device)}
     work = {("published", row): timed for row, timed in published(settings, images).items()}
     work |= {(label, row): timed for row, labels in ours(settings, images).items() for label, timed in labels.items()}
-    first, found = {}, {}
-    for (label, row), timed in work.items():
-        first[f"{row}: {label}"] = seconds(timed, settings.device) * timed.units
-        print(f"first call of {row}, {label}: {first[f'{row}: {label}']:.2f} s", flush=True)
-        found[label, row] = []
-    for r in range(settings.rounds):
-        for key in list(reversed(work)) if r % 2 else work:
-            found[key].append(seconds(work[key], settings.device))
+    names = {(label, row): f"{row}: {label}" for label, row in work}
+    here = Here({names[key]: timed.task for key, timed in work.items()}, settings.device)
+    jobs = [Job(names[key], here, names[key], timed.units) for key, timed in work.items()]
+    first = {job.label: here.run(job.task)[0] for job in jobs}
+    found = interleave(jobs, settings.rounds)
     return {
         "environment": where,
         "data": f"{images.name}, {images.pixel_source}",
         "settings": {key: value for key, value in asdict(settings).items() if key != "root"},
         "first calls": first,
-        "rows": [result(row, label, times, found.get(("published", row))) for (label, row), times in found.items()],
+        "rows": [
+            result(row, label, found[name], found.get(f"{row}: published")) for (label, row), name in names.items()
+        ],
     }
 
 
