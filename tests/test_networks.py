@@ -3,8 +3,9 @@
 import plain
 import pytest
 import torch
+import torch.nn.functional as F
 
-from ddanalysis import networks, parameters
+from ddanalysis import layers, networks, parameters
 from ddanalysis.architectures import ZOO, build
 from ddanalysis.compute import Compute
 
@@ -203,3 +204,14 @@ def test_compiled_needs_a_compiler(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(ValueError, match="no C\\+\\+ compiler"):
         Compute(compiled=True)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 10, 10), (2, 3, 7, 9)])
+def test_maxima_are_those_of_pytorch_with_and_without_gradients(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).relu()  # with ties
+    x[0, 0, 0, 0] = float("nan")
+    wanted = F.max_pool2d(x, 2)
+    with torch.no_grad():
+        assert layers.max_pool(x).nan_to_num(-1).equal(wanted.nan_to_num(-1))
+    found = layers.max_pool(x.requires_grad_())
+    assert found.requires_grad and found.detach().nan_to_num(-1).equal(wanted.nan_to_num(-1))

@@ -38,8 +38,8 @@ class LeNet(Architecture):
         )
 
     def features(self, p: Parameters, x: torch.Tensor, updated: Parameters | None = None) -> torch.Tensor:
-        x = F.max_pool2d(F.relu(layers.conv(p, "conv0", x, padding=2 if self.size <= 28 else 0)), 2)
-        x = F.max_pool2d(F.relu(layers.conv(p, "conv1", x, padding=2 if self.size < 28 else 0)), 2)
+        x = layers.max_pool(F.relu(layers.conv(p, "conv0", x, padding=2 if self.size <= 28 else 0)))
+        x = layers.max_pool(F.relu(layers.conv(p, "conv1", x, padding=2 if self.size < 28 else 0)))
         x = F.relu(layers.linear(p, "fc0", layers.flatten(p, x)))
         return F.relu(layers.linear(p, "fc1", x))
 
@@ -136,7 +136,7 @@ class AlexNet(Architecture):
     def features(self, p: Parameters, x: torch.Tensor, updated: Parameters | None = None) -> torch.Tensor:
         for i, (_, _, pooled) in enumerate(ALEXNET):
             x = F.relu(layers.conv(p, f"conv{i}", x, padding=self._padding(i)))
-            x = F.max_pool2d(x, 2) if pooled and x.shape[-1] > 1 else x
+            x = layers.max_pool(x) if pooled and x.shape[-1] > 1 else x
         return layers.flatten(p, x)
 
 
@@ -181,5 +181,5 @@ class VGG11(Architecture):
         for i, (_, pooled) in enumerate(VGG11_CONVS):
             x = layers.conv(p, f"conv{i}", x, padding=1 if i else self.first_padding)
             x = F.relu(layers.norm(p, f"norm{i}", self.norm, x, updated))
-            x = F.max_pool2d(x, 2) if pooled and x.shape[-1] > 1 else x
+            x = layers.max_pool(x) if pooled and x.shape[-1] > 1 else x
         return layers.flatten(p, x)

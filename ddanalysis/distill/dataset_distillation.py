@@ -281,11 +281,16 @@ def _step(plan: _Plan, iteration: int, learned: Tensors, _: outer.Numbers) -> tu
     own, nets = plan.own, plan.pool(iteration)
     x, y = _real_batch(plan.job, own, iteration)
     together = networks_together(nets.architecture, plan.order.shape[1], x.device)
-    found = [_through(plan, nets[part], learned, x, y) for part in slices(len(nets), together)]
-    gradients = {name: torch.stack([part[name] for part, _ in found]).sum(0) / len(nets) for name in learned}
+    total = {name: torch.zeros_like(t) for name, t in learned.items()}
+    every: list[Tensor] = []
+    for part in slices(len(nets), together):
+        own_gradients, losses = _through(plan, nets[part], learned, x, y)
+        total = {name: t + own_gradients[name] for name, t in total.items()}
+        every.append(losses)
     if own.weight_decay:
         learned.update({name: t * (1 - own.rate_in(iteration) * own.weight_decay) for name, t in learned.items()})
-    return gradients, {"loss": float(torch.cat([losses for _, losses in found]).mean())}
+    gradients = {name: t / len(nets) for name, t in total.items()}
+    return gradients, {"loss": float(torch.cat(every).mean())}
 
 
 def _through(plan: _Plan, nets: Networks, learned: Tensors, x: Tensor, y: Tensor) -> tuple[Tensors, Tensor]:
