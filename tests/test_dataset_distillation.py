@@ -62,10 +62,12 @@ def trained(plan, learned, net):
         rows, rate = plan.order[t], sizes[0 if own.shared_rate else t]
         loss = F.cross_entropy(functional_call(module, w, now["x"][rows]), labels[rows])
         g = dict(zip(w, torch.autograd.grad(loss, list(w.values()), create_graph=True), strict=True))
-        if own.inner == "adam":
+        if own.inner != "sgd":
             mean = {name: 0.9 * mean[name] + 0.1 * g[name] for name in w}
             square = {name: 0.999 * square[name] + 0.001 * g[name] ** 2 for name in w}
-            roots = {name: (s.clamp(min=1e-60) / (1 - 0.999 ** (t + 1))).sqrt() + 1e-8 for name, s in square.items()}
+            unbiased = 1 - 0.999 ** (t + 1)
+            epsilon = 1e-8 / unbiased**0.5 if own.inner == "adam-higher" else 1e-8
+            roots = {name: (s.clamp(min=1e-60) / unbiased).sqrt() + epsilon for name, s in square.items()}
             g = {name: mean[name] / (1 - 0.9 ** (t + 1)) / roots[name] for name in w}
         w = {name: w[name] - rate * g[name] for name in w}
     return module, w
@@ -90,6 +92,7 @@ VARIANTS = {
     "rates alone": {"learn_images": False},
     "images alone": {"learn_rates": False},
     "adam inside": {"inner": "adam", "learn_labels": True, "step_size": 0.01},
+    "adam of higher inside": {"inner": "adam-higher", "learn_labels": True, "step_size": 0.01},
     "three networks": {"at_once": 3, "learn_labels": True},
 }
 
@@ -377,7 +380,7 @@ def test_the_small_notebook_is_a_matter_of_settings():
     """An Adam step inside, many fresh networks, one raw step size, AdamW outside (its README's departures)."""
     settings = dict(
         iterations=3, steps=1, passes=1, batch_real=9, networks="random", at_once=12, weights="xavier_uniform",
-        step_size=0.01, positive_rates=False, shared_rate=True, inner="adam", outer="adamw", rate=1e-3, decay=1.0,
+        step_size=0.01, positive_rates=False, shared_rate=True, inner="adam-higher", outer="adamw", rate=1e-3, decay=1.0,
         weight_decay=0.01, initialisation="uniform",
     )  # fmt: skip
     the_job = mlp()

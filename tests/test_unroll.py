@@ -11,7 +11,10 @@ from ddanalysis.training import Recipe
 from ddanalysis.unroll import State
 
 SGD, MOMENTUM, ADAM = Optimiser(), Optimiser("sgd", 0.9), Optimiser("adam")
-OPTIMISERS = pytest.mark.parametrize("optimiser", [SGD, MOMENTUM, ADAM], ids=["sgd", "momentum", "adam"])
+EARLY = Optimiser("adam", early_epsilon=True)
+OPTIMISERS = pytest.mark.parametrize(
+    "optimiser", [SGD, MOMENTUM, ADAM, EARLY], ids=["sgd", "momentum", "adam", "adam, epsilon early"]
+)
 STEPS, DSA = 4, augment.DSA
 
 
@@ -63,8 +66,9 @@ class Problem:
             if self.optimiser.kind == "adam":
                 m, s = 0.9 * averages[0] + 0.1 * g, 0.999 * averages[1] + 0.001 * g * g
                 n, averages = state.step + t + 1, [m, s]
-                # no root of 0: torch's slope there is infinite
-                step = (m / (1 - 0.9**n)) / ((s.clamp(min=1e-60) / (1 - 0.999**n)).sqrt() + 1e-8)
+                root, unbiased = s.clamp(min=1e-60).sqrt(), (1 - 0.999**n) ** 0.5  # torch's slope of root 0 is infinite
+                early = self.optimiser.early_epsilon
+                step = (m / (1 - 0.9**n)) / ((root + 1e-8) / unbiased if early else root / unbiased + 1e-8)
             elif self.optimiser.momentum:
                 averages = [self.optimiser.momentum * averages[0] + g]
                 step = averages[0]
@@ -214,7 +218,7 @@ def test_networks_together_are_networks_alone():
     near(total, found.inputs[0])
 
 
-@OPTIMISERS
+@pytest.mark.parametrize("optimiser", [SGD, MOMENTUM, ADAM], ids=["sgd", "momentum", "adam"])
 def test_training_is_that_of_the_engine(optimiser):
     a = architecture()
     net = networks.create(a, [5, 6], dtype=torch.float64)

@@ -34,6 +34,9 @@ from ddanalysis.seeding import generator, stream_seed
 from ddanalysis.store import Checkpoint, Tensors
 from ddanalysis.training import Recipe, epoch_order
 
+INNER = {"sgd": Optimiser(), "adam": Optimiser("adam"), "adam-higher": Optimiser("adam", early_epsilon=True)}
+"""What networks descend by: published, PyTorch's Adam, and that of the library higher."""
+
 BETAS = {"adam": (0.5, 0.999), "adamw": (0.9, 0.999)}
 """Of the outer optimisers: the published one, and PyTorch's AdamW."""
 
@@ -100,7 +103,7 @@ class Settings:
                 raise ValueError(f"{name} of DD is {getattr(self, name)!r}: it must be above 0, and at most {highest}")
         checks.one_of("networks of DD", self.networks, ("random", "fixed", "pretrained"))
         checks.one_of("weights of DD", self.weights, INITIALISATIONS)
-        checks.one_of("inner optimiser of DD", self.inner, ("sgd", "adam"))
+        checks.one_of("inner optimiser of DD", self.inner, tuple(INNER))
         checks.one_of("outer optimiser of DD", self.outer, tuple(BETAS))
         if self.weight_decay and self.outer != "adamw":
             raise ValueError(f"weight_decay of DD is {self.weight_decay}: it is for outer 'adamw'")
@@ -128,7 +131,8 @@ def _distil(job: Job, own: Settings) -> Made:
     ones that learned the dataset ``source`` ("": the job's), by ``PRETRAINING`` but for ``pretrained_epochs``.
     ``attack`` [a, b] has that loss call class a b. All learn by Adam at ``rate``, times ``decay`` after every
     ``decay_every`` iterations (the published code decays an epoch early); ``outer`` may be "adamw", with
-    ``weight_decay``, and ``inner`` "adam" in place of "sgd".
+    ``weight_decay``, and ``inner`` "adam" in place of "sgd", or "adam-higher", by which images learn from many times as
+    many of a network's weights.
 
     Images start as "noise", "real", "uniform" pixels or "given", class by class of ``label_classes`` (None: all).
     Labels are hard unless they are learned or start otherwise than "one-hot": as :func:`label_starts.start` has it from
@@ -295,7 +299,7 @@ def _step(plan: _Plan, iteration: int, learned: Tensors, _: outer.Numbers) -> tu
 
 def _through(plan: _Plan, nets: Networks, learned: Tensors, x: Tensor, y: Tensor) -> tuple[Tensors, Tensor]:
     """The gradients of the losses on real images, summed over the networks, in what is learned; the losses (K,)."""
-    a, inner, compiled = nets.architecture, Optimiser(plan.own.inner), plan.own.compiled
+    a, inner, compiled = nets.architecture, INNER[plan.own.inner], plan.own.compiled
     leaves = {name: t.detach().requires_grad_() for name, t in learned.items()}
     batches, rates = plan.batches(plan.start | leaves)
     steps = len(plan.order)
