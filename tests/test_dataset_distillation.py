@@ -380,8 +380,8 @@ def test_the_small_notebook_is_a_matter_of_settings():
     """An Adam step inside, many fresh networks, one raw step size, AdamW outside (its README's departures)."""
     settings = dict(
         iterations=3, steps=1, passes=1, batch_real=9, networks="random", at_once=12, weights="xavier_uniform",
-        step_size=0.01, positive_rates=False, shared_rate=True, inner="adam-higher", outer="adamw", rate=1e-3, decay=1.0,
-        weight_decay=0.01, initialisation="uniform",
+        step_size=0.01, positive_rates=False, shared_rate=True, inner="adam-higher", outer="adamw", rate=1e-3,
+        decay=1.0, weight_decay=0.01, initialisation="uniform",
     )  # fmt: skip
     the_job = mlp()
     made = dd(the_job, **settings)
