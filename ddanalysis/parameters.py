@@ -109,6 +109,7 @@ VOCABULARY: dict[str, Rule] = {
     # data and networks
     "dataset": one_of_or_path(DATASETS),
     "normalisation": text,  # "" is the default of the dataset
+    "image_size": whole(0),  # the side of images kept in folders; 0 is the default of the dataset
     "whitening": choice(("", *WHITENINGS)),  # "" is none
     "network": choice(NETWORKS),
     "networks": list_of(choice(NETWORKS), at_least=0),  # that learn from sets distilled with another

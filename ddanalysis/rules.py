@@ -16,6 +16,7 @@ NETWORKS = (
     "MLP",
     "MLP-small",
     "AlexNet",
+    "AlexNet-ImageNet",
     "VGG11",
     "ResNet14",
     "ResNet18",

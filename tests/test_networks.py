@@ -34,6 +34,8 @@ COUNTS = [  # published or counted from the published code: name, image shape, c
     ("MLP-small", (1, 28, 28), 10, {}, 235_146),
     ("AlexNet", (3, 32, 32), 10, {}, 1_872_202),
     ("AlexNet", (1, 28, 28), 10, {}, 1_865_802),
+    ("AlexNet-ImageNet", (3, 224, 224), 1000, {}, 61_100_840),
+    ("AlexNet-ImageNet", (3, 224, 224), 20, {}, 57_085_780),
     ("VGG11", (3, 32, 32), 10, {}, 9_231_114),
     ("VGG11", (1, 28, 28), 10, {}, 9_229_962),
     ("ResNet14", (3, 32, 32), 10, {}, 175_258),

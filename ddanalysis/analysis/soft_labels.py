@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from ddanalysis import architectures, checks, makers, published, store
+from ddanalysis import architectures, checks, imagenet, makers, published, store
 from ddanalysis.analysis import held_out, real_baselines
 from ddanalysis.analysis.held_out import Examiner, Replay
 from ddanalysis.architectures import Architecture
@@ -193,6 +193,8 @@ def soft_labels(
     """
     found = variants(studies, data.n_classes, profile_methods(run.root / "params", run.profile))
     checks.whole("test_networks", test_networks)
+    if any(one.settings.get("networks") == "imagenet" for one in found):
+        imagenet.check(architecture, data.root)
     examiner = Examiner(run, data, test_networks, compute)
     words = {variant.identity: variant.word for variant in reversed(found)}
     sets, histories, tables, attacks = [], [], [], []
@@ -232,20 +234,29 @@ def _test(
 
 def mode(settings: Mapping[str, Any]) -> str:
     """What a set is for, by the settings that it was made with: "basic", "adaptation" or "attack"."""
-    return "attack" if settings.get("attack") else "adaptation" if settings.get("source") else "basic"
+    learned_else = bool(settings.get("source")) or settings.get("networks") == "imagenet"
+    return "attack" if settings.get("attack") else "adaptation" if learned_else else "basic"
 
 
 def published_accuracies(data: ImageData, studies: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """The published accuracies on these data, by the columns dataset, network, mode, initialisation, images and labels
     of the table, with published, published_deviation and certainty; of adaptation those from the ``studies``' sources.
     """
-    near = [str(study.get("source", data.name)) for study in studies.values()]  # "usps28" is a form of "usps"
+    near = [_learned_before(study, data.name) for study in studies.values()]  # "usps28" is a form of "usps"
     numbers = published.own_steps(data.name, data.n_classes)
     numbers = numbers[numbers["method"].isin([*METHOD_NAMES, *BASELINES])]
     numbers = numbers[numbers["pretrained_on"].map(lambda on: any(own.startswith(on) for own in near)).astype(bool)]
     kinds = numbers["pretrained_on"].map(lambda on: "attack" if on == data.name else "adaptation" if on else "basic")
     modes = kinds.where(numbers["method"].isin(METHOD_NAMES), numbers["method"])
-    return numbers.assign(mode=modes, labels=numbers["method"].map({"sldd": "soft"}).fillna("hard"))
+    starts = numbers["initialisation"].mask(numbers["pretrained_on"] == "imagenet", "imagenet")
+    return numbers.assign(
+        mode=modes, initialisation=starts, labels=numbers["method"].map({"sldd": "soft"}).fillna("hard")
+    )
+
+
+def _learned_before(study: Mapping[str, Any], dataset: str) -> str:
+    """What networks of a study learned before, where they learned something."""
+    return "imagenet" if study.get("networks") == "imagenet" else str(study.get("source", dataset))
 
 
 def label_start(settings: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from ddanalysis import checks
 from ddanalysis.architectures.base import Architecture
 from ddanalysis.architectures.classic import MLP, VGG11, AlexCifarNet, AlexNet, LeNet
 from ddanalysis.architectures.convnet import ConvNet
+from ddanalysis.architectures.imagenet import ImageNetAlexNet
 from ddanalysis.architectures.resnet import ResNet, ResNet14
 
 __all__ = ["ZOO", "Architecture", "ConvNet", "build"]
@@ -18,6 +19,7 @@ ZOO: dict[str, tuple[type[Architecture], dict[str, object]]] = {
     "MLP": (MLP, {}),
     "MLP-small": (MLP, {"hidden": (256, 128)}),
     "AlexNet": (AlexNet, {}),
+    "AlexNet-ImageNet": (ImageNetAlexNet, {}),
     "VGG11": (VGG11, {}),
     "ResNet14": (ResNet14, {}),
     "ResNet18": (ResNet, {}),

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddanalysis import augment, checks, data, networks, training, unroll
+from ddanalysis import augment, checks, data, imagenet, networks, training, unroll
 from ddanalysis.architectures import Architecture
 from ddanalysis.compute import Compute, networks_together, slices
 from ddanalysis.data import ImageData
@@ -101,7 +101,7 @@ class Settings:
         for name, highest in (("step_size", math.inf), ("decay", 1.0)):
             if not 0 < getattr(self, name) <= highest:
                 raise ValueError(f"{name} of DD is {getattr(self, name)!r}: it must be above 0, and at most {highest}")
-        checks.one_of("networks of DD", self.networks, ("random", "fixed", "pretrained"))
+        checks.one_of("networks of DD", self.networks, ("random", "fixed", "pretrained", "imagenet"))
         checks.one_of("weights of DD", self.weights, INITIALISATIONS)
         checks.one_of("inner optimiser of DD", self.inner, tuple(INNER))
         checks.one_of("outer optimiser of DD", self.outer, tuple(BETAS))
@@ -128,7 +128,8 @@ def _distil(job: Job, own: Settings) -> Made:
     loss on ``batch_real`` real images, a permutation of them each epoch, under the DSA ``strategy`` (published: none
     for digits, "crop_flip" comes near that for CIFAR-10), is that of ``networks``: "random", ``at_once`` fresh ones of
     the law ``weights`` each iteration; "fixed", the same ``fixed`` ones; "pretrained", ``at_once`` of ``pretrained``
-    ones that learned the dataset ``source`` ("": the job's), by ``PRETRAINING`` but for ``pretrained_epochs``.
+    ones that learned the dataset ``source`` ("": the job's), by ``PRETRAINING`` but for ``pretrained_epochs``;
+    "imagenet", the one of :mod:`ddanalysis.imagenet`.
     ``attack`` [a, b] has that loss call class a b. All learn by Adam at ``rate``, times ``decay`` after every
     ``decay_every`` iterations (the published code decays an epoch early); ``outer`` may be "adamw", with
     ``weight_decay``, and ``inner`` "adam" in place of "sgd", or "adam-higher", by which images learn from many times as
@@ -342,16 +343,17 @@ def _rate_now(plan: _Plan, learned: Tensors) -> outer.Numbers:
 def starts(job: Job, settings: Mapping[str, Any], count: int, held_out: bool) -> Networks:
     """The networks that a set of ``settings`` is for, as they are before its first step.
 
-    Fixed ones are these themselves, however many are asked for. Of random or pretrained ones ``count`` are given: those
-    that were met first in distillation, or the first of the pool, and all where there are fewer; if ``held_out``, as
-    many that never were. Pretrained ones are trained where nobody has kept them. ``ValueError`` for unknown settings.
+    Fixed ones, or ImageNet's, are these themselves, however many are asked for. Of random or pretrained ones ``count``
+    are given: those that were met first in distillation, or the first of the pool, and all where there are fewer; if
+    ``held_out``, as many that never were. Pretrained ones are trained where nobody has kept them. ``ValueError`` for
+    unknown settings.
     """
     for name in settings:
         checks.one_of("setting of dd", name, [f.name for f in fields(Settings)])
     checks.whole("count of networks", count)
     own = Settings(**settings)
-    if own.networks == "fixed":
-        return _fresh(job, own, "fixed", range(own.fixed))
+    if own.networks in ("fixed", "imagenet"):
+        return _always(job, own)
     if own.networks == "pretrained":
         return pretrained(job, own, count, True) if held_out else pretrained(job, own, own.pretrained)[:count]
     return _fresh(job, own, "held out" if held_out else "random", range(count))
@@ -362,12 +364,20 @@ def _fresh(job: Job, own: Settings, kind: str, numbers: Sequence[int]) -> Networ
     return networks.create(job.architecture, seeds, own.weights, x.device, x.dtype)
 
 
+def _always(job: Job, own: Settings) -> Networks:
+    """The networks of every iteration, where they are always the same."""
+    if own.networks == "fixed":
+        return _fresh(job, own, "fixed", range(own.fixed))
+    x = job.data.train_x
+    return imagenet.network(job.architecture, job.data.root).to(x.device).to(x.dtype)
+
+
 def _sampler(job: Job, own: Settings) -> Callable[[int], Networks]:
     """What gives the networks of an iteration."""
     if own.networks == "random":
         return lambda i: _fresh(job, own, "random", range(i * own.at_once, (i + 1) * own.at_once))
-    if own.networks == "fixed":
-        always = _fresh(job, own, "fixed", range(own.fixed))
+    if own.networks in ("fixed", "imagenet"):
+        always = _always(job, own)
         return lambda _: always
     if own.at_once > own.pretrained:
         raise ValueError(f"at_once of DD is {own.at_once}: only {own.pretrained} networks are pretrained")

@@ -155,7 +155,8 @@ def _dataset_distillation(job: Job, own: dict[str, Any]) -> Plan:
     s = stepwise.Settings(**own)
     a, device, real, updates = job.architecture, job.data.train_x.device, len(job.data.train_y), s.steps * s.passes
     classes = job.data.n_classes if s.label_classes is None else len(s.label_classes)
-    n, together, work, pool = classes * job.ipc // s.steps, s.fixed if s.networks == "fixed" else s.at_once, [], 0
+    n, together = classes * job.ipc // s.steps, {"fixed": s.fixed, "imagenet": 1}.get(s.networks, s.at_once)
+    work, pool = [], 0
     for k, count in parts(together, networks_together(a, n, device)):
         work += unrolled(job, k, n, count * updates * s.iterations, "gradient", "adjoint")
         for batch, times in batches(real, s.batch_real, s.iterations):
