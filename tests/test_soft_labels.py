@@ -143,6 +143,15 @@ def test_replays_and_other_architectures_are_further_rows(run):
     assert found.table["accuracy"].iloc[-3:].tolist() == direct.after.accuracy.tolist()
 
 
+def test_networks_that_are_tested_may_begin_otherwise(run):
+    found = toy(run, {"a": QUICK, "b": QUICK | {"test_weights": "default"}})
+    (_, one), (_, same) = found.sets
+    assert torch.equal(one.x, same.x)
+    starts = Examiner(run, replace(TOY, root=run.folder), 3).starts(SMALL, one.settings | {"weights": "default"}, 0)
+    first, second = (rows["loss"].tolist() for _, rows in found.table.groupby("study"))
+    assert second == held_out.before_and_after(one, starts, TOY).after.loss.tolist() != first
+
+
 def test_an_attack_has_its_own_table(run):
     study = QUICK | {"networks": "fixed", "fixed": 2, "attack": [0, 2], "iterations": 30, "method": "sldd"}
     found = toy(run, {"attack": study})
@@ -226,6 +235,10 @@ ERRORS = {
     "the study a is impossible: unknown label_start 'cold'": {"a": {"ipc": 10, "label_start": "cold"}},
     "the study a is impossible: unknown class in attack 3": {"a": {"ipc": 10, "attack": [0, 3]}},
     "the study a is impossible: unknown class in label_classes 9": {"a": {"ipc": 10, "label_classes": [9]}},
+    "the study a is impossible: unknown test_weights 'cold'": {"a": {"ipc": 10, "test_weights": "cold"}},
+    "the study a is impossible: test_weights is 'default', for networks that are 'random', not 'fixed'": {
+        "a": {"ipc": 10, "networks": "fixed", "test_weights": "default"}
+    },
     "replays of the study a have 'adam'": {"a": {"ipc": 10, "replays": ["adam"]}},
     "unknown replay setting of the study a 'speed'": {"a": {"ipc": 10, "replays": [{"speed": 3}]}},
     "unknown optimiser of a replay 'lion'": {"a": {"ipc": 10, "replays": [{"optimiser": "lion"}]}},

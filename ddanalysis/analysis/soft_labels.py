@@ -27,6 +27,7 @@ from ddanalysis.distill import METHODS, dataset_distillation, label_starts
 from ddanalysis.distilled import DistilledSet
 from ddanalysis.parameters import profile_methods
 from ddanalysis.report import Run
+from ddanalysis.rules import WEIGHTS
 from ddanalysis.store import Tensors
 
 COLUMNS = [
@@ -46,7 +47,7 @@ ATTACK_COLUMNS = [
 BASELINES = (*real_baselines.REAL, "optimised real", "nearest neighbours, random real", "nearest neighbours, k-means")
 
 METHOD_NAMES = ("dd", "sldd")
-PLACES = ("method", "ipc", "set_seeds", "test_architectures", "replays")
+PLACES = ("method", "ipc", "set_seeds", "test_architectures", "test_weights", "replays")
 """What a study says beside the settings of its method, and "vary"."""
 
 
@@ -55,7 +56,8 @@ class Variant:
     """One set to be made for each seed, and how it is tested; ``varied`` is what a study varies, as it is here.
 
     Each of ``replays`` is a choice among one or more, on training images; none is the way the set was learned.
-    ``test_architectures`` are names of the zoo, none for the set's own; ``set_seeds`` none for those of all studies.
+    ``test_architectures`` are names of the zoo, none for the set's own; ``test_weights`` is the law by which networks
+    that are tested begin, "" for the set's own; ``set_seeds`` none for those of all studies.
     """
 
     study: str
@@ -65,6 +67,7 @@ class Variant:
     varied: dict[str, Any] = field(default_factory=dict)
     replays: tuple[tuple[Replay, ...], ...] = ()
     test_architectures: tuple[str, ...] = ()
+    test_weights: str = ""
     set_seeds: tuple[int, ...] = ()
 
     @property
@@ -140,7 +143,7 @@ def _variant(
     seeds = tuple(own.get("set_seeds", ()))
     for seed in seeds:
         checks.whole(f"set seed of the study {name}", seed, 0)
-    return Variant(name, method, ipc, settings, varied, replays, networks, seeds)
+    return Variant(name, method, ipc, settings, varied, replays, networks, own.get("test_weights", ""), seeds)
 
 
 def _check(one: Variant, n_classes: int) -> None:
@@ -149,6 +152,12 @@ def _check(one: Variant, n_classes: int) -> None:
         own = dataset_distillation.Settings(**METHODS[one.method].settings(dict(one.settings)))
         dataset_distillation.step_order(n_classes, one.ipc, own.steps, own.passes)
         checks.one_of("label_start", own.label_start, [*label_starts.STARTS, "given"])
+        if one.test_weights:
+            checks.one_of("test_weights", one.test_weights, WEIGHTS)
+            if own.networks != "random":
+                raise ValueError(
+                    f"test_weights is {one.test_weights!r}, for networks that are 'random', not {own.networks!r}"
+                )
         for what, classes in (("label_classes", own.label_classes), ("attack", own.attack)):
             for c in classes or ():
                 checks.one_of(f"class in {what}", c, range(n_classes))
@@ -220,11 +229,12 @@ def _test(
 ) -> list[tuple[pd.DataFrame, pd.DataFrame | None]]:
     """The rows of a set under every replay on every architecture, and those of its attack if it is one."""
     data, tables = examiner.data, []
+    settings = one.settings | ({"weights": variant.test_weights} if variant.test_weights else {})
     for name in variant.test_architectures or (own.kind,):
         a = own if name == own.kind else architectures.build(name, data.shape, data.n_classes)
         for replays in variant.replays or ((Replay(optimiser=one.settings.get("inner", "sgd")),),):
-            replay = examiner.chosen([one], a, one.settings, one.seed, replays)
-            found = examiner.outcome(one, a, one.settings, one.seed, replay)
+            replay = examiner.chosen([one], a, settings, one.seed, replays)
+            found = examiner.outcome(one, a, settings, one.seed, replay)
             columns = {"study": variant.study, "variation": variant.variation, "mode": mode(one.settings)}
             columns |= {"network": own.name if name == own.kind else name, "label_init": label_start(one.settings)}
             rows, attack = _rows(columns, one, one.settings, replay, found), one.settings.get("attack")
