@@ -166,6 +166,7 @@ VOCABULARY: dict[str, Rule] = {
     "learner": choice(NETWORKS),
     "studies": dict_of(word, settings),
     "baseline": settings,  # {} is none
+    "experiments": list_of(some_text, at_least=0),  # names of published ones
     "test_networks": whole(1),
     "repetitions": whole(1),
     "searchers": whole(1),

@@ -11,7 +11,9 @@ from test_distill import toy_data
 
 from ddanalysis import data, label_configs
 from ddanalysis.analysis import label_distillation as study
-from ddanalysis.analysis.label_distillation import cases, label_distillation, published_study
+from ddanalysis.analysis import label_experiments
+from ddanalysis.analysis.label_distillation import base_classes, cases, comparable, label_distillation
+from ddanalysis.analysis.label_experiments import published_studies, published_study
 from ddanalysis.architectures import build
 from ddanalysis.distill import METHODS, Job
 from ddanalysis.distill.base_images import base_images, split
@@ -148,13 +150,13 @@ def test_the_table_is_what_learners_reach_on_the_test_images(run, monkeypatch):
     got = found(run, {"a": given | {"step_offsets": [0, 3], "test_networks": ["MLP", "MLP-small"]}})
     table = got.table
     assert list(table) == study.COLUMNS and len(table) == 4 * 2 * 2 * 3 and got.search.empty
-    assert [(s, a) for s, a, _ in got.sets] == [("a", name) for name in study.LEARNED]
+    assert [(case.study, case.algorithm) for case, _ in got.sets] == [("a", name) for name in study.LEARNED]
     assert (table["target"] == "toy").all() and (table["source"] == "toy").all() and (table["target_size"] == 45).all()
     assert (table["epochs"] == 2).all() and (table["rate"] == 0.001).all() and (table["optimiser"] == "adam").all()
     assert set(table["test_network"]) == {"MLP-16", "MLP-256-128"} and (table["network"] == "MLP-16").all()
     seeds = [stream_seed(k, "network that learns labels", "test") for k in range(3)]
-    for _, algorithm, one in got.sets:
-        steps = len(one.learning_rates)
+    for case, one in got.sets:
+        steps, algorithm = len(one.learning_rates), case.algorithm
         for network in (NETWORK, build("MLP-small", DATA.shape, 3)):
             own = table[(table["algorithm"] == algorithm) & (table["test_network"] == network.name)]
             assert own["steps"].tolist() == [steps] * 3 + [steps + 3] * 3
@@ -171,8 +173,9 @@ def test_the_table_is_what_learners_reach_on_the_test_images(run, monkeypatch):
 def test_baselines_take_the_first_of_the_best_steps_on_validation_images(run):
     both = {"vary": {"algorithm": list(study.BASELINES)}} | {k: v for k, v in TRUE.items() if k != "algorithm"}
     got = found(run, {"a": both}, seeds=(0, 1))
-    assert [(a, one.seed) for _, a, one in got.sets] == [(a, s) for a in study.BASELINES for s in (0, 1)]
-    for _, algorithm, one in got.sets:
+    assert [(case.algorithm, one.seed) for case, one in got.sets] == [(a, s) for a in study.BASELINES for s in (0, 1)]
+    for case, one in got.sets:
+        algorithm = case.algorithm
         own = got.search[(got.search["algorithm"] == algorithm) & (got.search["set_seed"] == one.seed)]
         assert own["steps"].tolist() == [4, 8, 30, 40]
         best = own.loc[own["accuracy"] == own["accuracy"].max(), "steps"].min()
@@ -196,7 +199,7 @@ def test_no_choice_depends_on_the_test_images(run, tmp_path):
     ours = found(run, given)
     theirs = found(run, given, of=other)
     assert ours.search.equals(theirs.search) and (ours.table["rate"] == theirs.table["rate"]).all()
-    assert torch.equal(ours.sets[0][2].learning_rates, theirs.sets[0][2].learning_rates)
+    assert torch.equal(ours.sets[0][1].learning_rates, theirs.sets[0][1].learning_rates)
     assert (ours.table["accuracy"] != theirs.table["accuracy"]).any()
 
 
@@ -220,7 +223,7 @@ def archive(path, classes):
 def test_labels_of_another_dataset_are_renumbered_by_first_appearance(run, tmp_path, monkeypatch):
     source = archive(tmp_path / "other.npz", 7)
     got = found(run, {"a": TRUE | {"source": source, "balanced": True}})
-    one, (x, y) = got.sets[0][2], base_images(DATA, 6, 0, source, True)
+    one, (x, y) = got.sets[0][1], base_images(DATA, 6, 0, source, True)
     kinds = list(dict.fromkeys(y.tolist()))
     assert len(kinds) == 3 and max(kinds) > 2
     assert torch.equal(one.x, x) and one.labels().tolist() == [kinds.index(int(c)) for c in y]
@@ -232,8 +235,8 @@ def test_labels_of_another_dataset_are_renumbered_by_first_appearance(run, tmp_p
 
 def test_results_of_a_study_are_those_of_the_published_layout(run, tmp_path):
     got = found(run, {"a": TRUE | {"step_offsets": [0, 2]}})
-    one, table = got.sets[0][2], got.table
-    results = study.results(table, got.search)
+    one, table = got.sets[0][1], got.table
+    results = label_experiments.results(table, got.search)
     steps = len(one.learning_rates)
     assert results.tests == tuple(
         Repetitions(n, tuple(table.loc[table["steps"] == n, "accuracy"])) for n in (steps, steps + 2)
@@ -244,20 +247,107 @@ def test_results_of_a_study_are_those_of_the_published_layout(run, tmp_path):
     assert [t.steps for t in back.tests] == [steps, steps + 2]
     assert np.allclose([t.accuracy for t in back.tests], [t.accuracy for t in results.tests])
     other = table.assign(test_network="LeNet")
-    several = study.results(pd.concat([table, other])[lambda t: t["offset"] == 0])
+    several = label_experiments.results(pd.concat([table, other])[lambda t: t["offset"] == 0])
     assert [t.network for t in several.tests] == ["MLP-16", "LeNet"]
     with pytest.raises(ValueError, match="several sets or optimisers"):
-        study.results(pd.concat([table, table.assign(optimiser="sgd")]))
+        label_experiments.results(pd.concat([table, table.assign(optimiser="sgd")]))
+
+
+def test_base_classes_are_those_of_the_datasets_that_images_are_from(run, tmp_path):
+    source = archive(tmp_path / "other.npz", 7)
+    given = SHORT | {"algorithm": "ridge", "base_examples": 6}
+    of = {"own": {}, "all": {"overlap": True}, "other": {"source": source}, "noise": {"source": "noise"}}
+    got = found(
+        run, {name: given | own for name, own in of.items()} | {"true": TRUE, "images": given | {"algorithm": "images"}}
+    )
+    sets = {case.study: one for case, one in got.sets}
+    taught = split(DATA, 0, 15)[0]
+    for name, ids in {
+        "own": base_images(DATA, 6, 0, rows=taught)[1], "all": base_images(DATA, 6, 0)[1],
+        "other": base_images(DATA, 6, 0, source)[1], "true": sets["true"].labels(),
+    }.items():  # fmt: skip
+        names = "0123456" if name == "other" else DATA.classes
+        assert base_classes(DATA, sets[name]) == (ids.tolist(), [names[c] for c in ids.tolist()]), name
+    assert max(base_classes(DATA, sets["other"])[0]) > 2
+    assert base_classes(DATA, sets["noise"]) == base_classes(DATA, sets["images"]) == ([], [])
+    with pytest.raises(ValueError, match="the base images of .* are not those of seed 1 of these data"):
+        base_classes(DATA, dataclasses.replace(sets["own"], seed=1))
+
+
+def test_figures_have_every_learned_set_once(run):
+    given = SHORT | {"base_examples": 6, "vary": {"algorithm": ["ridge", "true labels"], "target_size": [30, 45]}}
+    again = SHORT | {"base_examples": 6, "algorithm": "ridge", "target_size": 45}
+    starts = SHORT | {"base_examples": 6, "algorithm": "ridge", "vary": {"start": ["true", "uniform"]}}
+    got = found(run, {"a": given, "b": again, "c": starts}, seeds=(0, 1))
+    assert list(got.learned()) == ["a_ridge_6", "c_ridge_start_true_6"]  # uniform labels on 45 images are in a
+    assert all(one.seed == 0 for _, one in got.learned().values())
+    history = got.history()
+    keys = ["study", "variant", "iteration", "component"]
+    assert not history.duplicated(keys).any() and list(history["study"].unique()) == ["a", "c"]
+    assert set(history["component"]) >= {"accuracy", "validation_accuracy", "validation_steps", "reset"}
+
+
+def test_rows_that_are_compared_differ_in_algorithm_and_base_examples_alone(run):
+    given = SHORT | {"vary": {"algorithm": ["ridge", "true labels"], "base_examples": [3, 6], "target_size": [30, 45]}}
+    longer = SHORT | {"base_examples": 6, "algorithm": "ridge", "iterations": 9}
+    tests = {"test_networks": ["MLP", "MLP-small"], "test_optimisers": ["sgd", "adam"], "step_offsets": [0, 2]}
+    other = SHORT | {"base_examples": 3, "algorithm": "ridge", "vary": {"start": ["true"]}}
+    table = found(run, {"a": given, "b": longer | tests, "c": other}).table
+    kept = comparable(table)
+    assert kept.groupby(["algorithm", "base_examples"]).size().tolist() == [3] * 4
+    assert (kept["target_size"] == 45).all() and (kept["optimiser"] == "adam").all() and (kept["offset"] == 0).all()
+    ridge = kept[kept["algorithm"] == "ridge"].set_index("base_examples")
+    assert set(ridge.loc[6, "study"]) == {"b"} and set(ridge.loc[3, "study"]) == {"a"}
+
+
+EXPERIMENTS = [
+    "ld_100be_50ib_mn_to_mn_bl_cnn_400e_or2_1234s_v0",
+    "ld_10be_10ib_baseline_mn_to_mn_bl_ls_cnn_rr_1234s_v0",
+]
+
+
+def test_published_experiments_are_studies_of_their_dataset_and_network():
+    mnist = dataclasses.replace(data.load("digits"), name="mnist")
+    lenet = build("LeNet", mnist.shape, 10)
+    assert label_configs.parse(EXPERIMENTS[0]) in label_configs.published()
+    studies = published_studies(EXPERIMENTS, mnist, lenet)
+    assert list(studies) == EXPERIMENTS and studies[EXPERIMENTS[0]]["iterations"] == 19_600
+    assert studies[EXPERIMENTS[1]]["algorithm"] == "smoothed labels, ridge"
+    assert published_studies([], DATA, NETWORK) == {}
+    with pytest.raises(ValueError, match="has the dataset mnist, and dataset is digits"):
+        published_studies(EXPERIMENTS, data.load("digits"), lenet)
+    with pytest.raises(ValueError, match="has the learner LeNet, and learner is MLP"):
+        published_studies(EXPERIMENTS, mnist, NETWORK)
+    with pytest.raises(ValueError, match="is no name of an experiment"):
+        published_studies(["mnist"], mnist, lenet)
+    assert {label_experiments.network_of(one) for one in published()} <= {"LeNet", "AlexCifarNet", "ResNet14"}
+
+
+def test_results_of_experiments_are_written_in_the_published_layout(run, tmp_path):
+    got = found(run, {"learned": SHORT | {"base_examples": 6, "algorithm": "ridge"}, "plain": TRUE})
+    files = label_experiments.write_experiments(got, ["learned", "plain"], DATA, tmp_path / "new")
+    assert [path.name for path in files] == ["learned.json", "plain.json"]
+    learned, plain = (label_configs.read_results(path) for path in files)
+    history = got.history().pivot(index="iteration", columns="component", values="value")
+    assert (
+        learned.curves["epoch"] == [2, 5]
+        and learned.curves["num_val_steps"] == history["validation_steps"][[2, 5]].tolist()
+    )
+    assert np.allclose(learned.curves["val_accuracy"], history["validation_accuracy"][[2, 5]])
+    assert np.allclose(learned.curves["train_loss"], [history["loss"][:3].mean(), history["loss"][3:].mean()])
+    (test,) = learned.tests
+    assert np.allclose(test.accuracy, got.table[got.table["study"] == "learned"]["accuracy"])
+    assert list(plain.search) == [4, 8, 30, 40] and plain.curves == {}
 
 
 def test_an_unbalanced_set_may_have_any_number_of_images(run):
     given = SHORT | {"base_examples": 4, "balanced": False, "vary": {"algorithm": ["ridge", "second-order"]}}
     studied = found(run, {"odd": given})
-    assert {len(one) for _, _, one in studied.sets} == {4} and set(studied.table["base_examples"]) == {4}
+    assert {len(one) for _, one in studied.sets} == {4} and set(studied.table["base_examples"]) == {4}
     baseline = found(
         run, {"odd": {"algorithm": "true labels", "base_examples": 4, "balanced": False, "validation": 15}}
     )
-    assert [len(one) for *_, one in baseline.sets] == [4]
+    assert [len(one) for _, one in baseline.sets] == [4]
     with pytest.raises(ValueError, match="base_examples is 4 and balanced True"):
         METHODS["ld"].make(Job(DATA, NETWORK, 1), **SHORT, base_examples=4)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddanalysis import architectures, artefacts, checks, makers, published, store
 from ddanalysis.architectures import ZOO, Architecture
-from ddanalysis.data import ImageData
+from ddanalysis.data import ImageData, load
 from ddanalysis.distill import METHODS, Job
 from ddanalysis.distill.base_images import base_images, split, true_labels
 from ddanalysis.distill.label_learners import learn
@@ -27,7 +27,6 @@ from ddanalysis.distill.label_loop import preset
 from ddanalysis.distill.making import Progress
 from ddanalysis.distill.ridge import PUBLISHED, Ridge
 from ddanalysis.distilled import DistilledSet
-from ddanalysis.label_configs import DATASETS, Experiment, Repetitions, Results
 from ddanalysis.parameters import profile_methods
 from ddanalysis.report import Run
 from ddanalysis.seeding import stream_seed
@@ -63,6 +62,18 @@ COLUMNS = [
     "source", "target", "algorithm", "base_examples", "set_seed", "network", "test_network", "optimiser", "steps",
     "epochs", "target_size", "repetition", "accuracy", "study", "variant", "rate", "offset",
 ]  # fmt: skip
+HISTORY = [
+    "study",
+    "variant",
+    "base_examples",
+    "dataset",
+    "method",
+    "ipc",
+    "set_seed",
+    "iteration",
+    "component",
+    "value",
+]
 _TESTS = ("test_networks", "test_optimisers", "step_offsets", "set_seeds")
 
 
@@ -120,6 +131,12 @@ class Case:
         return (LEARNED | BASELINES)[self.algorithm][1]  # type: ignore[operator, return-value]
 
     @property
+    def name(self) -> str:
+        """What its figures are called by."""
+        words = [self.study, self.algorithm, self.variant, str(self.base_examples)]
+        return re.sub("[^A-Za-z0-9._-]+", "_", "_".join(filter(None, words)))
+
+    @property
     def word(self) -> str:
         """Tells files of sets with other settings apart; studies with the same settings share a set."""
         return artefacts.digest({}, store.canonical(self.settings))[:8] if self.settings else ""
@@ -166,7 +183,7 @@ def _case(study: str, given: Mapping[str, Any], varied: dict[str, Any], tests: d
         settings["base_examples"] = n
     if algorithm in BASELINES and settings.get("source") == "noise":
         raise ValueError(f"algorithm of {study} is {algorithm!r} and its source noise, which has no labels")
-    said = ("algorithm", "base_examples", "source", "target_size", "iterations")
+    said = ["algorithm", "base_examples", "source", "target_size"] + ["iterations"] * (algorithm in LEARNED)
     variant = ", ".join(f"{key} {value}" for key, value in varied.items() if key not in said)
     case = Case(study, algorithm, n, settings, variant, **tests)
     METHODS[case.method].settings(settings)
@@ -179,38 +196,71 @@ def _list(study: str, key: str, values: Any) -> list[Any]:
     return list(values)
 
 
-def published_study(one: Experiment) -> dict[str, Any]:
-    """A published experiment as a study; its target and its network are not of a study."""
-    algorithm = one.method if one.learn == "labels" else "images" if one.method == "second-order" else "images, ridge"
-    if one.baseline:
-        algorithm = ("smoothed labels" if one.smoothing else "true labels") + ", ridge" * (one.method == "ridge")
-    found: dict[str, Any] = {"algorithm": algorithm, "base_examples": one.base_examples, "inner_batch": one.inner_batch}
-    found |= {"batch_real": one.batch, "set_seeds": [one.seed]}
-    found |= {} if one.baseline else {"iterations": one.iterations}
-    if one.learn == "labels":
-        own = {} if one.source == one.target else {"source": DATASETS[one.source]}
-        found |= own | {"balanced": one.balanced, "overlap": True}
-    if one.method == "second-order":
-        found["inner_rate"] = one.inner_rate
-    if one.family == "target sizes":
-        found["target_size"] = one.target_size
-    if one.step_study:
-        found["step_offsets"] = list(OFFSETS)
-    return found | ({"test_networks": ["AlexCifarNet", "LeNet", "ResNet14"]} if one.network_study else {})
-
-
 @dataclass(frozen=True)
 class Studied:
     """Sets and how good they are.
 
     ``table`` has a row a test of :data:`COLUMNS`; accuracies are shares of 1, on all real test images. ``search`` has
     the mean validation accuracies of baselines by number of steps: study, algorithm, base_examples, set_seed, steps,
-    accuracy. ``sets`` are the sets by study and algorithm, in the order of the table.
+    accuracy. ``recorded`` has the history of each learned set, as of :class:`makers.Distilled`, by the set's
+    fingerprint. ``sets`` are in the order of the table.
     """
 
     table: pd.DataFrame
     search: pd.DataFrame
-    sets: list[tuple[str, str, DistilledSet]]
+    recorded: dict[str, pd.DataFrame]
+    sets: list[tuple[Case, DistilledSet]]
+
+    def learned(self) -> dict[str, tuple[Case, DistilledSet]]:
+        """A learned set, the first, of every name that figures may have; one that an earlier case has is left out."""
+        found: dict[str, tuple[Case, DistilledSet]] = {}
+        met = set()
+        for case, one in self.sets:
+            own = artefacts.fingerprint(one)
+            if case.algorithm in LEARNED and case.name not in found and own not in met:
+                found[case.name] = (case, one)
+            met.add(own)
+        return found
+
+    def history(self) -> pd.DataFrame:
+        """What was recorded while the sets of :meth:`learned` were: study, variant, base_examples and the columns of
+        :class:`makers.Distilled`.
+        """
+        parts = []
+        for case, one in self.learned().values():
+            what = {"study": case.study, "variant": case.variant, "base_examples": case.base_examples}
+            parts.append(self.recorded[artefacts.fingerprint(one)].assign(**what))
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=HISTORY)
+
+
+def base_classes(data: ImageData, one: DistilledSet) -> tuple[list[int], list[str]]:
+    """The classes of a set's base images in the dataset they are from: ids and names, one an image.
+
+    Nothing for images that were learned and for noise, which have none. ``data`` is the target, as it was for the set.
+    """
+    own = one.settings
+    if own.get("source", "noise") == "noise":
+        return [], []
+    pool = None if own["overlap"] else split(data, one.seed, own["validation"])[0]
+    x, ids = base_images(data, len(one), one.seed, own["source"], own["balanced"], pool)
+    if ids is None or not torch.equal(x, one.x.to(x)):
+        raise ValueError(f"the base images of {one.name} are not those of seed {one.seed} of these data")
+    source = data if own["source"] in ("", data.name) else load(own["source"], root=data.root)
+    return ids.tolist(), [source.classes[c] for c in ids.tolist()]
+
+
+def comparable(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table that differ in algorithm and base examples alone: of sets with nothing else varied, tested on
+    the network they were made with, by Adam, after their own steps.
+
+    Of the same algorithm and base examples those with the most target images are kept, of them those that learned the
+    longest, and what several studies share once.
+    """
+    kept = (table["offset"] == 0) & (table["optimiser"] == "adam") & (table["variant"] == "")
+    found, keys = table[kept & (table["test_network"] == table["network"])], ["source", "target", "algorithm"]
+    for column in ("target_size", "epochs"):
+        found = found[found[column] == found.groupby([*keys, "base_examples"])[column].transform("max")]
+    return found.drop_duplicates([*keys, "base_examples", "set_seed", "repetition"])
 
 
 def label_distillation(
@@ -246,13 +296,19 @@ def label_distillation(
         if bench.case.algorithm in BASELINES:
             _base(bench)  # to refuse one with too many classes before hours of work
     tables, searches, sets = [], [], []
+    recorded: dict[str, pd.DataFrame] = {}
     for bench in benches:
-        one, search = _baseline(bench) if bench.case.algorithm in BASELINES else (_learned(bench), [])
+        case = bench.case
+        if case.algorithm in BASELINES:
+            one, search = _baseline(bench)
+            searches += search
+        else:
+            one, history = _learned(bench)
+            recorded[artefacts.fingerprint(one)] = history
         tables += _tests(bench, one, repetitions)
-        searches += search
-        sets.append((bench.case.study, bench.case.algorithm, one))
+        sets.append((case, one))
     columns = ["study", "algorithm", "base_examples", "set_seed", "steps", "accuracy"]
-    return Studied(pd.DataFrame(tables, columns=COLUMNS), pd.DataFrame(searches, columns=columns), sets)
+    return Studied(pd.DataFrame(tables, columns=COLUMNS), pd.DataFrame(searches, columns=columns), recorded, sets)
 
 
 @dataclass(frozen=True)
@@ -309,24 +365,25 @@ def _bench(run: Run, data: ImageData, architecture: Architecture, case: Case, se
     return _Bench(job, run, case, preset(job, "labels" if "source" in settings else "images", settings), searchers)
 
 
-def _learned(bench: _Bench) -> DistilledSet:
-    """The set of a method that learns, with its number of steps in its learning rates."""
+def _learned(bench: _Bench) -> tuple[DistilledSet, pd.DataFrame]:
+    """The set of a method that learns, with its number of steps in its learning rates, and its history."""
     job, case = bench.job, bench.case
     own = {case.method: case.settings | {"ipc": [job.ipc]}}
     found = makers.distilled_sets(
         bench.run, job.data, job.architecture, [case.method], [job.ipc], [job.seed], own, study=case.word
     )
-    return found.sets[0]
+    return found.sets[0], found.history
 
 
 def _baseline(bench: _Bench) -> tuple[DistilledSet, list[dict[str, Any]]]:
     """The base images with their own labels and the steps that are best on validation images, and the search."""
     job, case, own = bench.job, bench.case, bench.settings
     data, grid, (x, y) = job.data, probes(case.base_examples), _base(bench)
+    kept = ("source", "balanced", "overlap", "validation", "inner_batch", "network_rate")
     one = DistilledSet(
         x, y, data.n_classes, data.mean, data.std, re.sub("[ ,]+", "_", case.algorithm), data.name, job.ipc,
         job.architecture.name, job.seed, whitening=data.whitening,
-        settings={key: own[key] for key in ("source", "balanced", "overlap", "inner_batch", "network_rate")},
+        settings={key: own[key] for key in kept},
     )  # fmt: skip
     found = bench.accuracies(one, job.architecture, "adam", own["network_rate"], grid).mean(0).tolist()
     rates = torch.full((grid[_first_best(found)],), own["network_rate"], device=x.device)
@@ -391,20 +448,3 @@ def _rate(bench: _Bench, one: DistilledSet, a: Architecture, optimiser: str) -> 
 
 def _first_best(values: Sequence[float]) -> int:
     return max(range(len(values)), key=values.__getitem__)
-
-
-def results(table: pd.DataFrame, search: pd.DataFrame | None = None) -> Results:
-    """The rows of one set as :func:`label_configs.write_results` takes them, with those of its search.
-
-    Raises ``ValueError`` for tests by several optimisers or of several sets, of which that layout knows nothing.
-    """
-    keys = ["test_network", "steps"]
-    if table.duplicated([*keys, "repetition"]).any():
-        raise ValueError("the table has several sets or optimisers: the published layout is for one set, and for Adam")
-    several = table["test_network"].nunique() > 1
-    tests = [
-        Repetitions(int(steps), tuple(rows["accuracy"]), network=network if several else "")
-        for (network, steps), rows in table.groupby(keys, sort=False)
-    ]
-    probed = {} if search is None else dict(zip(search["steps"], search["accuracy"], strict=True))
-    return Results(tuple(tests), search={int(steps): float(value) for steps, value in probed.items()})

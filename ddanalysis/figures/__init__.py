@@ -15,6 +15,7 @@ from ddanalysis.figures.hypotheses import forest
 from ddanalysis.figures.influence import estimator_points, influence_explorer, influence_grid, influence_noise
 from ddanalysis.figures.label_distillation import (
     accuracy_by_base,
+    accuracy_by_target,
     base_images,
     label_map,
     step_curve,
@@ -35,6 +36,7 @@ __all__ = [
     "accuracy_against",
     "accuracy_along",
     "accuracy_by_base",
+    "accuracy_by_target",
     "accuracy_points",
     "agreement_panels",
     "alikeness_points",

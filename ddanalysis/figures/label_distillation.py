@@ -156,6 +156,13 @@ def step_curve(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def accuracy_by_target(table: pd.DataFrame) -> Figure:
+    """Test accuracy by how many target images labels were learned from. Columns as of :func:`accuracy_by_base`, and
+    target_size.
+    """
+    return _curves(table, "target_size", "Target images", None)
+
+
 def _curves(table: pd.DataFrame, across: str, label: str, published: pd.DataFrame | None) -> Figure:
     shared = ["source", "target", "test_network"]
     need(table, [*shared, "algorithm", across, *UNITS, "accuracy"])
@@ -207,12 +214,13 @@ def algorithm_colours(column: pd.Series) -> dict[str, str]:
 
 
 def transfer_matrix(table: pd.DataFrame, across: str = "test_network") -> Figure:
-    """Mean test accuracy by algorithm and, ``across``, "test_network" or "optimiser", with half its 95 % t interval.
+    """Mean test accuracy by algorithm and, ``across``, "test_network", "optimiser", "set_seed" or "variant" (what else
+    is varied), with half its 95 % t interval.
 
     Columns source, target, network, base_examples, algorithm, ``across``, set_seed, repetition and accuracy. A panel a
     (source, target, network, base_examples); intervals as of :func:`accuracy_by_base`.
     """
-    checks.one_of("across", across, ("test_network", "optimiser"))
+    checks.one_of("across", across, ("test_network", "optimiser", "set_seed", "variant"))
     shared = ["source", "target", "network", "base_examples"]
     need(table, [*shared, "algorithm", across, *UNITS, "accuracy"])
     panels = table[shared].drop_duplicates().values.tolist()
@@ -243,7 +251,8 @@ def time_line(history: pd.DataFrame, window: int = 50, published: pd.DataFrame |
     validation accuracies as dots, and ticks where a new network began.
 
     Columns dataset, method, ipc, set_seed, iteration, component ("accuracy", "validation_accuracy", "validation_steps",
-    "reset") and value; of several seeds the first is drawn, a panel a (dataset, method, ipc). ``published`` has the
+    "reset") and value; of several seeds the first is drawn, a panel a (dataset, method, ipc), and variant where there
+    is that column. ``published`` has the
     columns iteration, published, published_deviation and certainty, and any of dataset, method and ipc: stars.
     """
     need(history, ["dataset", "method", "ipc", "set_seed", "iteration", "component", "value"])
@@ -251,7 +260,7 @@ def time_line(history: pd.DataFrame, window: int = 50, published: pd.DataFrame |
     first = history[history["set_seed"] == history["set_seed"].min()]
     if not (first["component"] == "validation_accuracy").any():
         raise ValueError("the history has no component 'validation_accuracy': that of label distillation is needed")
-    shared = ["dataset", "method", "ipc"]
+    shared = ["dataset", "method", "ipc"] + ["variant"] * ("variant" in history)
     panels = first[shared].drop_duplicates().values.tolist()
     figure, axes = side_by_side(len(panels), 2.4)
     for ax, panel in zip(axes, panels, strict=True):
@@ -261,7 +270,8 @@ def time_line(history: pd.DataFrame, window: int = 50, published: pd.DataFrame |
         for iteration in [] if published is None else published["iteration"].unique():
             what = dict(zip(shared, panel, strict=True)) | {"iteration": iteration}
             published_mark(ax, float(iteration), published, what)
-        ax.set_title(f"{panel[0]} · {METHOD_NAMES.get(panel[1], panel[1])} · IPC {panel[2]}", fontsize="small")
+        words = [panel[0], METHOD_NAMES.get(panel[1], panel[1]), f"IPC {panel[2]}", *filter(None, panel[3:])]
+        ax.set_title(" · ".join(words), fontsize="small")
         ax.set(xlabel="Iteration", ylim=(0, 1.02))
     axes[0].set_ylabel("Accuracy")
     lines, names = axes[0].get_legend_handles_labels()
