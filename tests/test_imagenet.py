@@ -127,7 +127,8 @@ def test_images_of_voc_for_the_network_of_imagenet(tmp_path, monkeypatch):
     baseline = {"ipc": 1, "settings": given["baseline"]["settings"], "names": ["random real", "average real"]}
     real = soft_labels.baselines(run, images, a, [0, 1], given["test_networks"], rates=[0.01, 0.05], **baseline)
     assert real["mode"].tolist() == 2 * ["random real"] + 2 * ["average real"] and real["accuracy"].between(0, 1).all()
-    theirs = soft_labels.published_accuracies(images, studies)
+    published = build(given["learner"], images.shape, images.n_classes)
+    theirs = soft_labels.published_accuracies(images, published, studies)
     assert theirs[theirs["method"] == "dd"][["network", "mode", "initialisation", "published"]].to_numpy().tolist() == [
         [given["learner"], "adaptation", "imagenet", 0.7075]
     ]
@@ -154,6 +155,6 @@ def test_images_of_mnist_for_networks_of_svhn(tmp_path, monkeypatch):
     found = soft_labels.soft_labels(run_of(tmp_path, "svhn"), images, a, studies, given["set_seeds"], 3)
     assert found.table["mode"].tolist() == 3 * ["adaptation"] and found.table["images"].tolist() == 3 * [100]
     assert found.table["accuracy_before"].between(0, 1).all() and images.shape == (3, 28, 28)
-    theirs = soft_labels.published_accuracies(images, studies)
+    theirs = soft_labels.published_accuracies(images, a, studies)
     ours = theirs[(theirs["method"] == "dd") & (theirs["initialisation"] == "pretrained")]
     assert 0.852 in ours["published"].tolist()

@@ -131,16 +131,38 @@ def test_replays_and_other_architectures_are_further_rows(run):
     rows = found.table.groupby(["network", "optimiser", "order"], sort=False).first()
     assert rows.index.tolist() == [
         (name, *rest)
-        for name in (SMALL.name, "MLP-small")
+        for name in ("MLP", "MLP-256-128")
         for rest in [("sgd", "own"), ("sgd", "images"), ("adam", "own")]
     ]
+    assert rows["replay"].tolist() == ["", "order images, 4 passes", "adam, rate 0.01"] * 2
     assert rows["epochs"].tolist() == [2, 4, 2] * 2 and len(found.table) == 18
     assert rows["rate"].fillna(0).tolist() == [0, 0, 0.01] * 2  # chosen on training images
     (one,) = {id(s): s for _, s in found.sets}.values()
     own = Examiner(run, replace(TOY, root=run.folder), 3)
-    starts = own.starts(build("MLP-small", (1, 8, 8), 3), one.settings, 0)
-    direct = held_out.before_and_after(one, starts, TOY, Replay("adam", rate=0.01))
-    assert found.table["accuracy"].iloc[-3:].tolist() == direct.after.accuracy.tolist()
+    for name, first in (("MLP", 6), ("MLP-small", 15)):
+        starts = own.starts(build(name, (1, 8, 8), 3), one.settings, 0)
+        direct = held_out.before_and_after(one, starts, TOY, Replay("adam", rate=0.01))
+        assert found.table["accuracy"].iloc[first : first + 3].tolist() == direct.after.accuracy.tolist()
+
+
+def test_sets_made_through_an_adam_of_any_kind_are_walked_by_adam(run):
+    adam = QUICK | {"step_size": 0.01}
+    found = toy(run, {"a": adam | {"inner": "adam"}, "b": adam | {"inner": "adam-higher"}})
+    assert set(found.table["optimiser"]) == {"adam"} and set(found.table["replay"]) == {""}
+    (_, one), (_, other) = found.sets
+    assert not torch.equal(one.x, other.x)
+
+
+def test_sets_may_be_tested_on_the_networks_that_they_met(run):
+    pool = QUICK | {"networks": "pretrained", "pretrained": 3, "pretrained_epochs": 1}
+    found = toy(run, {"others": pool, "met": pool | {"held_out": False}})
+    (_, one), _ = found.sets
+    examiner = Examiner(run, replace(TOY, root=run.folder), 3)
+    rows = dict(list(found.table.groupby("study")))
+    for name, met in (("others", False), ("met", True)):
+        starts = replace(examiner, met=met).starts(SMALL, one.settings, 0)
+        assert rows[name]["loss_before"].tolist() == starts.evaluate(TOY.test_x, TOY.test_y).loss.tolist()
+    assert rows["met"]["loss"].tolist() != rows["others"]["loss"].tolist()
 
 
 def test_networks_that_are_tested_may_begin_otherwise(run):
@@ -231,14 +253,26 @@ ERRORS = {
     "unknown method of the study a 'dm'": {"a": {"method": "dm"}},
     "ipc of the study a is 0": {"a": {"ipc": 0}},
     "the study a is impossible: ipc is 4 and steps of DD 3": {"a": {"ipc": 4, "steps": 3}},
-    "the study a is impossible: passes of DD is 0": {"a": {"ipc": 10, "vary": {"passes": [3, 0]}}},
-    "the study a is impossible: unknown label_start 'cold'": {"a": {"ipc": 10, "label_start": "cold"}},
+    "the study a is impossible: passes is 0: it must be a whole number": {"a": {"ipc": 10, "vary": {"passes": [3, 0]}}},
+    "the study a is impossible: label_start is 'cold': allowed are": {"a": {"ipc": 10, "label_start": "cold"}},
     "the study a is impossible: unknown class in attack 3": {"a": {"ipc": 10, "attack": [0, 3]}},
     "the study a is impossible: unknown class in label_classes 9": {"a": {"ipc": 10, "label_classes": [9]}},
     "the study a is impossible: unknown test_weights 'cold'": {"a": {"ipc": 10, "test_weights": "cold"}},
     "the study a is impossible: test_weights is 'default', for networks that are 'random', not 'fixed'": {
         "a": {"ipc": 10, "networks": "fixed", "test_weights": "default"}
     },
+    "the study a is impossible: label_softmax is 'False': it must be true or false": {
+        "a": {"ipc": 10, "label_softmax": "False"}
+    },
+    "the study a is impossible: initialisation is 'foo'": {"a": {"ipc": 10, "initialisation": "foo"}},
+    "the study a is impossible: source is 'nonsense'": {
+        "a": {"ipc": 10, "networks": "pretrained", "source": "nonsense"}
+    },
+    "the study a is impossible: held_out is 'no'": {"a": {"ipc": 10, "held_out": "no"}},
+    "the study a is impossible: at_once is 4: only 2 networks": {
+        "a": {"ipc": 10, "networks": "pretrained", "pretrained": 2, "at_once": 4}
+    },
+    "the study a is impossible: label_file is '', and no file": {"a": {"ipc": 10, "label_start": "file"}},
     "replays of the study a have 'adam'": {"a": {"ipc": 10, "replays": ["adam"]}},
     "unknown replay setting of the study a 'speed'": {"a": {"ipc": 10, "replays": [{"speed": 3}]}},
     "unknown optimiser of a replay 'lion'": {"a": {"ipc": 10, "replays": [{"optimiser": "lion"}]}},
@@ -269,13 +303,51 @@ def test_errors_of_what_is_tested(run):
         soft_labels.baselines(run, TOY, SMALL, [0], settings={"speed": 2})
 
 
+def test_a_baseline_that_is_wrong_is_refused_before_any_work(run):
+    check = soft_labels.baseline_settings
+    assert check(run, TOY, [0], ipc=4, settings={"steps": 2}, test_networks=3)["steps"] == 2
+    for given, message in (
+        ({"candidtes": 3}, "unknown setting of the baseline 'candidtes'"),
+        ({"ipc": 7, "settings": {"steps": 2}}, "ipc is 7 and steps of DD 2"),
+        ({"ipc": "7"}, "ipc of the baseline is '7'"),
+        ({"candidates": 1, "set_seeds": [0, 1]}, "candidates of the baseline is 1"),
+        ({"settings": {"steps": "5"}}, "steps of the baseline is '5'"),
+        ({"settings": {"speed": 5}}, "unknown setting of dd 'speed'"),
+        ({"names": ["herding"]}, "unknown baseline 'herding'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check(run, TOY, **({"set_seeds": [0]} | given))
+
+
+def test_replays_in_words():
+    words = {
+        "": Replay(), "adam, rate 0.01": Replay("adam", rate=0.01), "order steps": Replay(order="steps"),
+        "order images, 75 passes, batch 1": Replay(order="images", passes=75, batch=1),
+    }  # fmt: skip
+    assert [soft_labels.in_words(replay) for replay in words.values()] == list(words)
+    assert soft_labels.in_words(Replay("adam"), "adam") == "" and soft_labels.in_words(Replay(), "adam") == "sgd"
+
+
 def test_published_numbers_are_told_apart_as_ours_are():
     mnist = replace(DIGITS, name="mnist")
-    found = published_accuracies(mnist, {"adaptation": {"source": "usps28"}, "fixed": {}})
+    lenet = build("LeNet", mnist.shape, 10)
+    found = published_accuracies(mnist, lenet, {"adaptation": {"source": "usps28"}, "fixed": {}})
     keys = ["mode", "initialisation", "images", "labels"]
     assert found.set_index(keys).loc[("basic", "fixed", 10, "soft"), "published"] == 0.96
     assert found.set_index(keys).loc[("adaptation", "pretrained", 100, "hard"), "published"] == 0.927
     assert found.set_index(keys).loc[("k-means", "random", 100, "hard"), "certainty"] == "recalled, unverified"
-    assert "adaptation" not in set(published_accuracies(mnist, {"fixed": {}})["mode"])
-    none = published_accuracies(DIGITS, {"fixed": {}})
+    neighbours = found[found["mode"] == "nearest neighbours, k-means"]
+    assert neighbours["published"].tolist() == [0.922] and neighbours["initialisation"].isna().all()
+    assert "adaptation" not in set(published_accuracies(mnist, lenet, {"fixed": {}})["mode"])
+    assert set(published_accuracies(mnist, MLP, {"fixed": {}})["network"]) == {"nearest neighbours"}
+    none = published_accuracies(DIGITS, lenet, {"fixed": {}})
     assert none.empty and {"mode", "labels", "published"} <= set(none.columns)
+    usps = published_accuracies(replace(mnist, name="usps28"), lenet, {"adaptation": {"source": "mnist"}})
+    assert set(usps["dataset"]) == {"usps28"} and "adaptation" in set(usps["mode"])
+
+
+def test_published_numbers_by_passes_are_those_of_the_network():
+    mnist = replace(DIGITS, name="mnist")
+    found = soft_labels.published_by_passes(mnist, MLP).set_index("epochs")["published"]
+    assert found.index.tolist() == [1, 25, 40, 50, 60, 75] and found[75] == 0.375
+    assert soft_labels.published_by_passes(mnist, build("LeNet", mnist.shape, 10)).empty

@@ -335,14 +335,15 @@ class Examiner:
     count: int
     compute: Compute = Compute()
     known: dict[str, Tensors] = field(default_factory=dict)  # of networks before any set, by their fingerprint
+    met: bool = False  # whether networks to test with are those that sets were made with
 
     def job(self, a: Architecture, seed: int, ipc: int = 1) -> Job:
         """What says which networks there are, and images where some are asked for."""
         return Job(self.data, a, ipc, seed, share=partial(artefacts.shared, self.run, self.data))
 
     def starts(self, a: Architecture, settings: Mapping[str, Any], seed: int) -> Networks:
-        """The networks to test with: the fixed ones, or ``count`` that no set was made with."""
-        return dataset_distillation.starts(self.job(a, seed), settings, self.count, held_out=True)
+        """The networks to test with: the fixed ones, or ``count``, unless ``met`` those that no set was made with."""
+        return dataset_distillation.starts(self.job(a, seed), settings, self.count, held_out=not self.met)
 
     def choosers(self, a: Architecture, settings: Mapping[str, Any], seed: int) -> Networks:
         """Networks to choose with, which are none of those to test with unless these are fixed."""
@@ -364,6 +365,7 @@ class Examiner:
             return self.known[key] | self._as_tensors("", found)
 
         arguments = {"set": artefacts.fingerprint(one), "replay": asdict(replay), "count": self.count}
+        arguments |= {"met": True} if self.met else {}
         return self.keep(f"{one.name}_{a.name}", "held_out.before_and_after", a, settings, seed, arguments, build)
 
     def _as_tensors(self, suffix: str, found: Outputs) -> Tensors:

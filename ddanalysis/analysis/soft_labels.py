@@ -8,16 +8,18 @@ the same table.
 Sources: Wang et al. 2018, *Dataset distillation*; Sucholutsky and Schonlau 2019, *Soft-label dataset distillation*.
 """
 
+import inspect
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from torch import Tensor
 
-from ddanalysis import architectures, checks, imagenet, makers, published, store
+from ddanalysis import architectures, checks, imagenet, makers, published, rules, store
 from ddanalysis.analysis import held_out, real_baselines
 from ddanalysis.analysis.held_out import Examiner, Replay
 from ddanalysis.architectures import Architecture
@@ -25,18 +27,19 @@ from ddanalysis.compute import Compute
 from ddanalysis.data import ImageData
 from ddanalysis.distill import METHODS, dataset_distillation, label_starts
 from ddanalysis.distilled import DistilledSet
+from ddanalysis.method_settings import SETTINGS
 from ddanalysis.parameters import profile_methods
 from ddanalysis.report import Run
-from ddanalysis.rules import WEIGHTS
 from ddanalysis.store import Tensors
 
 COLUMNS = [
     "dataset", "mode", "initialisation", "images", "labels", "label_init", "steps", "epochs", "optimiser", "set_seed",
-    "network", "network_seed", "accuracy_before", "accuracy", "study", "variation", "order", "rate", "loss_before",
-    "loss",
+    "network", "network_seed", "accuracy_before", "accuracy", "study", "variation", "replay", "order", "rate",
+    "loss_before", "loss",
 ]  # fmt: skip
 """Of the table: accuracies are shares of 1 on all test images, ``epochs`` are passes, ``variation`` says what is varied
-within a study, ``rate`` is missing for the set's own, ``network_seed`` is the network's number among those tested.
+within a study, ``replay`` what is otherwise than while the set was learned, blank for nothing, ``rate`` is missing for
+the set's own, ``network_seed`` is the network's number among those tested.
 """
 
 ATTACK_COLUMNS = [
@@ -47,7 +50,7 @@ ATTACK_COLUMNS = [
 BASELINES = (*real_baselines.REAL, "optimised real", "nearest neighbours, random real", "nearest neighbours, k-means")
 
 METHOD_NAMES = ("dd", "sldd")
-PLACES = ("method", "ipc", "set_seeds", "test_architectures", "test_weights", "replays")
+PLACES = ("method", "ipc", "set_seeds", "test_architectures", "test_weights", "held_out", "replays")
 """What a study says beside the settings of its method, and "vary"."""
 
 
@@ -57,7 +60,8 @@ class Variant:
 
     Each of ``replays`` is a choice among one or more, on training images; none is the way the set was learned.
     ``test_architectures`` are names of the zoo, none for the set's own; ``test_weights`` is the law by which networks
-    that are tested begin, "" for the set's own; ``set_seeds`` none for those of all studies.
+    that are tested begin, "" for the set's own; ``held_out`` is whether they are networks that the set never met (fixed
+    ones are met always); ``set_seeds`` none for those of all studies.
     """
 
     study: str
@@ -68,6 +72,7 @@ class Variant:
     replays: tuple[tuple[Replay, ...], ...] = ()
     test_architectures: tuple[str, ...] = ()
     test_weights: str = ""
+    held_out: bool = True
     set_seeds: tuple[int, ...] = ()
 
     @property
@@ -135,7 +140,7 @@ def _variant(
         checks.one_of(f"setting of the study {name}", key, [*PLACES, "vary", *METHODS[method].settings({})])
     settings = {key: value for key, value in own.items() if key not in PLACES}
     settings = {key: value for key, value in recipes.get(method, {}).items() if key != "ipc"} | settings
-    inner = METHODS[method].settings(dict(settings))["inner"]
+    inner = _replayed_by(METHODS[method].settings(dict(settings))["inner"])
     replays = tuple(_choice(name, inner, one) for one in own.get("replays", ()))
     networks = tuple(own.get("test_architectures", ()))
     for network in networks:
@@ -143,17 +148,30 @@ def _variant(
     seeds = tuple(own.get("set_seeds", ()))
     for seed in seeds:
         checks.whole(f"set seed of the study {name}", seed, 0)
-    return Variant(name, method, ipc, settings, varied, replays, networks, own.get("test_weights", ""), seeds)
+    weights, held_out = own.get("test_weights", ""), own.get("held_out", True)
+    return Variant(name, method, ipc, settings, varied, replays, networks, weights, held_out, seeds)
+
+
+def _replayed_by(inner: str) -> str:
+    """The optimiser of a replay that is nearest to that of distillation: its forward step is the same Adam's."""
+    return "adam" if inner.startswith("adam") else inner
 
 
 def _check(one: Variant, n_classes: int) -> None:
     """Refuse settings that could only fail hours later, when the sets before these are made."""
     try:
+        for name, value in one.settings.items():
+            SETTINGS[one.method][name](name, value)
+        rules.flag("held_out", one.held_out)
         own = dataset_distillation.Settings(**METHODS[one.method].settings(dict(one.settings)))
+        if own.networks == "pretrained" and own.at_once > own.pretrained:
+            raise ValueError(f"at_once is {own.at_once}: only {own.pretrained} networks are pretrained")
+        if own.label_start == "file" and not Path(own.label_file).is_file():
+            raise ValueError(f"label_file is {own.label_file!r}, and no file is there")
         dataset_distillation.step_order(n_classes, one.ipc, own.steps, own.passes)
         checks.one_of("label_start", own.label_start, [*label_starts.STARTS, "given"])
         if one.test_weights:
-            checks.one_of("test_weights", one.test_weights, WEIGHTS)
+            checks.one_of("test_weights", one.test_weights, rules.WEIGHTS)
             if own.networks != "random":
                 raise ValueError(
                     f"test_weights is {one.test_weights!r}, for networks that are 'random', not {own.networks!r}"
@@ -228,18 +246,26 @@ def _test(
     examiner: Examiner, variant: Variant, one: DistilledSet, own: Architecture
 ) -> list[tuple[pd.DataFrame, pd.DataFrame | None]]:
     """The rows of a set under every replay on every architecture, and those of its attack if it is one."""
-    data, tables = examiner.data, []
+    data, tables, examiner = examiner.data, [], replace(examiner, met=not variant.held_out)
     settings = one.settings | ({"weights": variant.test_weights} if variant.test_weights else {})
-    for name in variant.test_architectures or (own.kind,):
-        a = own if name == own.kind else architectures.build(name, data.shape, data.n_classes)
-        for replays in variant.replays or ((Replay(optimiser=one.settings.get("inner", "sgd")),),):
+    inner = _replayed_by(one.settings.get("inner", "sgd"))
+    built = [architectures.build(name, data.shape, data.n_classes) for name in variant.test_architectures]
+    for a in built or [own]:
+        for replays in variant.replays or ((Replay(optimiser=inner),),):
             replay = examiner.chosen([one], a, settings, one.seed, replays)
             found = examiner.outcome(one, a, settings, one.seed, replay)
             columns = {"study": variant.study, "variation": variant.variation, "mode": mode(one.settings)}
-            columns |= {"network": own.name if name == own.kind else name, "label_init": label_start(one.settings)}
+            columns |= {"network": a.name, "label_init": label_start(one.settings), "replay": in_words(replay, inner)}
             rows, attack = _rows(columns, one, one.settings, replay, found), one.settings.get("attack")
             tables.append((rows, _attack_rows(rows, data.classes, found, attack) if attack else None))
     return tables
+
+
+def in_words(replay: Replay, inner: str = "sgd") -> str:
+    """What a replay does otherwise than a set that is learned by ``inner``; blank for nothing."""
+    words = [replay.optimiser] * (replay.optimiser != inner) + [f"order {replay.order}"] * (replay.order != "own")
+    words += [f"{replay.passes} passes"] * (replay.passes > 0) + [f"rate {replay.rate:.6g}"] * (replay.rate > 0)
+    return ", ".join(words + [f"batch {replay.batch}"] * (replay.batch > 0))
 
 
 def mode(settings: Mapping[str, Any]) -> str:
@@ -248,20 +274,50 @@ def mode(settings: Mapping[str, Any]) -> str:
     return "attack" if settings.get("attack") else "adaptation" if learned_else else "basic"
 
 
-def published_accuracies(data: ImageData, studies: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """The published accuracies on these data, by the columns dataset, network, mode, initialisation, images and labels
-    of the table, with published, published_deviation and certainty; of adaptation those from the ``studies``' sources.
+def published_accuracies(
+    data: ImageData, architecture: Architecture, studies: Mapping[str, Mapping[str, Any]]
+) -> pd.DataFrame:
+    """The published accuracies on these data by ``architecture``, and by nearest neighbours, by the columns dataset,
+    mode, initialisation, images and labels of the table, with published, published_deviation and certainty; of
+    adaptation those from the ``studies``' sources.
     """
-    near = [_learned_before(study, data.name) for study in studies.values()]  # "usps28" is a form of "usps"
-    numbers = published.own_steps(data.name, data.n_classes)
-    numbers = numbers[numbers["method"].isin([*METHOD_NAMES, *BASELINES])]
+    known = published_name(data)
+    near = [_learned_before(study, known) for study in studies.values()]  # "usps28" is a form of "usps"
+    numbers = published.own_steps(known, data.n_classes).assign(dataset=data.name)
+    ours = numbers["network"].map(lambda name: _is_network(name, data, architecture)).astype(bool)
+    ours |= numbers["network"] == "nearest neighbours"
+    numbers = numbers[ours & numbers["method"].isin([*METHOD_NAMES, *BASELINES])]
     numbers = numbers[numbers["pretrained_on"].map(lambda on: any(own.startswith(on) for own in near)).astype(bool)]
     kinds = numbers["pretrained_on"].map(lambda on: "attack" if on == data.name else "adaptation" if on else "basic")
     modes = kinds.where(numbers["method"].isin(METHOD_NAMES), numbers["method"])
     starts = numbers["initialisation"].mask(numbers["pretrained_on"] == "imagenet", "imagenet")
+    starts = starts.mask(numbers["network"] == "nearest neighbours")
     return numbers.assign(
         mode=modes, initialisation=starts, labels=numbers["method"].map({"sldd": "soft"}).fillna("hard")
     )
+
+
+def published_by_passes(data: ImageData, architecture: Architecture) -> pd.DataFrame:
+    """The published accuracies on these data by ``architecture`` after so many passes: epochs, published,
+    published_deviation and certainty.
+    """
+    numbers = published.load()
+    numbers = numbers[(numbers["dataset"] == published_name(data)) & numbers["method"].isin(METHOD_NAMES)]
+    numbers = numbers[numbers["network"].map(lambda name: _is_network(name, data, architecture)).astype(bool)]
+    passes = numbers["quantity"].str.extract(r"^accuracy@(\d+)$")[0]
+    numbers = numbers.assign(epochs=pd.to_numeric(passes)).dropna(subset="epochs").astype({"epochs": "int64"})
+    return numbers.rename(columns={"value": "published", "deviation": "published_deviation"})[
+        ["epochs", "published", "published_deviation", "certainty"]
+    ]
+
+
+def published_name(data: ImageData) -> str:
+    """What published numbers call these data: USPS at the size of MNIST is USPS."""
+    return data.name.removesuffix("28")
+
+
+def _is_network(name: str, data: ImageData, architecture: Architecture) -> bool:
+    return name in architectures.ZOO and architectures.build(name, data.shape, data.n_classes) == architecture
 
 
 def _learned_before(study: Mapping[str, Any], dataset: str) -> str:
@@ -290,10 +346,11 @@ def _rows(
 ) -> pd.DataFrame:
     """The rows of a set that was tested: one for each network."""
     what = {
-        "variation": "", "label_init": "one-hot", "dataset": one.dataset, "images": len(one), "set_seed": one.seed,
-        "labels": "hard" if hard(one) else "soft", "initialisation": settings["networks"], "steps": settings["steps"],
-        "epochs": replay.passes or settings["passes"], "optimiser": replay.optimiser, "order": replay.order,
-        "rate": float(f"{replay.rate:.6g}") or float("nan"), "network_seed": range(len(found["accuracy"])),
+        "variation": "", "replay": "", "label_init": "one-hot", "dataset": one.dataset, "images": len(one),
+        "set_seed": one.seed, "labels": "hard" if hard(one) else "soft", "initialisation": settings["networks"],
+        "steps": settings["steps"], "epochs": replay.passes or settings["passes"], "optimiser": replay.optimiser,
+        "order": replay.order, "rate": float(f"{replay.rate:.6g}") or float("nan"),
+        "network_seed": range(len(found["accuracy"])),
     }  # fmt: skip
     measured = {name: found[name].double().numpy() for name in ("accuracy_before", "accuracy", "loss_before", "loss")}
     return pd.DataFrame(what | dict(columns) | measured)[COLUMNS].astype({"steps": "Int64", "epochs": "Int64"})
@@ -340,11 +397,7 @@ def baselines(
     passes in which ``ipc`` images a class are walked. Nearest neighbours have no networks. Raises ``ValueError`` for
     unknown names and settings before any work.
     """
-    recipe = profile_methods(run.root / "params", run.profile).get("dd", {})
-    known = METHODS["dd"].settings({key: value for key, value in recipe.items() if key != "ipc"} | dict(settings or {}))
-    for name in names:
-        checks.one_of("baseline", name, BASELINES)
-    dataset_distillation.step_order(data.n_classes, ipc, known["steps"], known["passes"])
+    known = baseline_settings(run, data, set_seeds, ipc, settings, names, candidates)
     examiner, tables = Examiner(run, data, test_networks, compute), []
     for name in names:
         plain = name.removeprefix("nearest neighbours, ")
@@ -359,6 +412,34 @@ def baselines(
             columns |= {"study": study, "network": architecture.name}
             tables.append(_rows(columns, one, known, replay, found))
     return _joined(tables)
+
+
+def baseline_settings(
+    run: Run,
+    data: ImageData,
+    set_seeds: Sequence[int],
+    ipc: int = 10,
+    settings: Mapping[str, Any] | None = None,
+    names: Sequence[str] = BASELINES,
+    candidates: int = 50,
+    **others: Any,
+) -> dict[str, Any]:
+    """All settings of dataset distillation that :func:`baselines`, given the same, stand beside.
+
+    Raises ``ValueError`` for what :func:`baselines` would refuse, before any work.
+    """
+    for name in others:
+        checks.one_of("setting of the baseline", name, list(inspect.signature(baselines).parameters)[3:])
+    recipe = profile_methods(run.root / "params", run.profile).get("dd", {})
+    known = METHODS["dd"].settings({key: value for key, value in recipe.items() if key != "ipc"} | dict(settings or {}))
+    for name, value in dict(settings or {}).items():
+        SETTINGS["dd"][name](f"{name} of the baseline", value)
+    for name in names:
+        checks.one_of("baseline", name, BASELINES)
+    checks.whole("ipc of the baseline", ipc)
+    checks.whole("candidates of the baseline", candidates, len(set_seeds) if "optimised real" in names else 1)
+    dataset_distillation.step_order(data.n_classes, ipc, known["steps"], known["passes"])
+    return known
 
 
 def _neighbour_rows(
