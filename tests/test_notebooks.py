@@ -107,8 +107,8 @@ def test_the_graph_leaves_every_table_figure_and_page(finished: Path) -> None:
     figures += ("embedding", "pixel_densities", "mixing_fixed_updates", "mixing_fixed_epochs", "mixing_replacement")
     figures += ("hessian_trace", "hessian_trace_smoothed", "eigenvalues", "spectral_density", "eigenspace_overlap")
     figures += ("influence_noise", "influence_estimates", "semantics", "alikeness", "hypotheses")
-    figures += ("before_after", "one_step", "analogy", "study_passes", "accuracy_by_base", "steps_steps")
-    figures += ("epochs_walked", "replays_replays", "networks_transfer", "labels_fixed")
+    figures += ("before_after", "one_step", "analogy", "study_passes", "accuracy_by_base", "offsets_steps")
+    figures += ("epochs_walked", "replays_replays", "networks_transfer", "soft_labels_fixed")
     figures += ("learning_within", "target_size_targets", "set_seed_seeds", "variant_seeds", "test_network_transfer")
     for figure in figures:
         assert (finished / "figures" / f"{figure}.png").stat().st_size > 5000
