@@ -448,7 +448,7 @@ def _neighbour_rows(
     """A row for each set by whose images test images are classified."""
     neighbours, norm, accuracy = real_baselines.neighbour_accuracy(examiner, sets, grid)
     what = {
-        "study": study, "dataset": examiner.data.name, "mode": name, "images": [len(one) for one in sets],
+        "study": study, "dataset": examiner.data.name, "mode": name, "replay": "", "images": [len(one) for one in sets],
         "labels": "hard", "label_init": "one-hot", "set_seed": [one.seed for one in sets],
         "network": "nearest neighbours", "accuracy": accuracy.numpy(),
         "variation": f"neighbours={neighbours}, norm={norm:g}",
