@@ -39,7 +39,8 @@ def base_images(
     """``n`` images in the space and shape of ``target``, and their class ids (n,) in their own dataset.
 
     ``source`` is "" for the target itself, of which ``rows`` (None: all) are the training images to choose from, a
-    dataset, all of whose training images are, or "noise", pixels uniform in [0, 1], which has no classes. ``balanced``
+    dataset, all of whose training images are (published: of CUB-200 the test images too), or "noise", pixels uniform in
+    [0, 1], which has no classes. ``balanced``
     takes as many of each of as many classes as the target has, drawn where there are more, class by class. Images of a
     source are greyed, given three equal channels or resized where they differ. ``ValueError`` for too few images.
     """
