@@ -288,7 +288,7 @@ def published_accuracies(
     ours |= numbers["network"] == "nearest neighbours"
     numbers = numbers[ours & numbers["method"].isin([*METHOD_NAMES, *BASELINES])]
     numbers = numbers[numbers["pretrained_on"].map(lambda on: any(own.startswith(on) for own in near)).astype(bool)]
-    kinds = numbers["pretrained_on"].map(lambda on: "attack" if on == data.name else "adaptation" if on else "basic")
+    kinds = numbers["pretrained_on"].map(lambda on: "attack" if on == known else "adaptation" if on else "basic")
     modes = kinds.where(numbers["method"].isin(METHOD_NAMES), numbers["method"])
     starts = numbers["initialisation"].mask(numbers["pretrained_on"] == "imagenet", "imagenet")
     starts = starts.mask(numbers["network"] == "nearest neighbours")
