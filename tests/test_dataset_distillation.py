@@ -8,6 +8,7 @@ import pytest
 import resuming
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from test_distill import job, toy_data
 from torch.func import functional_call
 
@@ -15,6 +16,7 @@ from ddanalysis import data, networks, training
 from ddanalysis.architectures import build
 from ddanalysis.distill import Method, label_starts
 from ddanalysis.distill import dataset_distillation as distillation
+from ddanalysis.distill.cost import estimate
 from ddanalysis.distill.dataset_distillation import Settings, dd, sldd, starts, step_order
 from ddanalysis.distilled import DistilledSet
 from ddanalysis.seeding import stream_seed
@@ -271,6 +273,40 @@ def test_a_source_of_another_size_is_scaled_unless_its_networks_are_the_same(mon
     lenet = distillation.Job(toy, build("LeNet", toy.shape, 3), 1)
     found, a = distillation.source_of(lenet, "svhn")
     assert a.size == 32 and found.train_x.shape[1:] == (1, 32, 32) and a.weights() == lenet.architecture.weights()
+
+
+def zoo(folder, count):
+    """Files of LeNets under the names of a plain module, half of them in safetensors."""
+    folder.mkdir()
+    toy = toy_data(size=28)
+    a = build("LeNet", toy.shape, 3)
+    nets = networks.create(a, list(range(count)))
+    theirs = {"conv0": "conv1", "conv1": "conv2", "fc0": "fc1", "fc1": "fc2", "head": "fc3"}
+    for k, one in enumerate(nets):
+        state = {f"{theirs[name.split('.')[0]]}.{name.split('.')[1]}": t[0].clone() for name, t in one.state.items()}
+        if k % 2:
+            save_file(state, folder / f"net_{k:04d}.safetensors")
+        else:
+            torch.save({"state_dict": state}, folder / f"net_{k:04d}.pth")
+    return distillation.Job(toy, a, 1), nets
+
+
+def test_networks_may_be_a_users_own(tmp_path):
+    the_job, nets = zoo(tmp_path / "zoo", 5)
+    own = {"networks": "pretrained", "source": str(tmp_path / "zoo"), "pretrained": 3, "at_once": 2}
+    for held_out, count, expected in ((False, 9, nets[:3]), (True, 2, nets[3:])):
+        found = starts(the_job, own, count, held_out)
+        assert len(found) == len(expected)
+        assert all(torch.equal(t, expected.state[name]) for name, t in found.state.items())
+    made = dd(the_job, **SMALL | own | {"steps": 1, "iterations": 2, "step_size": 0.01})
+    assert torch.isfinite(made.x).all() and len(made.history["loss"]) == 2
+    with pytest.raises(ValueError, match="zoo holds 5 networks: 6 are needed"):
+        starts(the_job, own, 3, True)
+    with pytest.raises(ValueError, match="zoo holds 5 networks: 7 are needed"):
+        starts(the_job, own | {"pretrained": 7}, 3, False)
+    with pytest.raises(ValueError, match="is no state dict of MLP-256-128: it lacks fc0.weight"):
+        starts(mlp(), own, 2, True)
+    assert estimate(the_job, "dd", SMALL | own | {"steps": 1}).flops > 0
 
 
 @pytest.mark.parametrize("soft", [False, True])

@@ -13,12 +13,13 @@ from torch import nn
 
 from ddanalysis import networks, published, training
 from ddanalysis.analysis import pretrained
-from ddanalysis.analysis.pretrained import Reference, read_state, recipe, reference
+from ddanalysis.analysis.pretrained import Reference, recipe, reference
 from ddanalysis.architectures import build
 from ddanalysis.data import hold_out
 from ddanalysis.distilled import DistilledSet
 from ddanalysis.report import Run
 from ddanalysis.seeding import stream_seed
+from ddanalysis.state_dicts import read_state
 from ddanalysis.store import Checkpoint
 from ddanalysis.training import Recipe
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddanalysis import augment, checks, data, imagenet, networks, training, unroll
+from ddanalysis import augment, checks, data, imagenet, networks, state_dicts, training, unroll
 from ddanalysis.architectures import Architecture
 from ddanalysis.compute import Compute, networks_together, slices
 from ddanalysis.data import ImageData
@@ -128,7 +128,8 @@ def _distil(job: Job, own: Settings) -> Made:
     loss on ``batch_real`` real images, a permutation of them each epoch, under the DSA ``strategy`` (published: none
     for digits, "crop_flip" comes near that for CIFAR-10), is that of ``networks``: "random", ``at_once`` fresh ones of
     the law ``weights`` each iteration; "fixed", the same ``fixed`` ones; "pretrained", ``at_once`` of ``pretrained``
-    ones that learned the dataset ``source`` ("": the job's), by ``PRETRAINING`` but for ``pretrained_epochs``;
+    ones that learned the dataset ``source`` ("": the job's), by ``PRETRAINING`` but for ``pretrained_epochs``, or the
+    first ones in ``source``, a folder of files of networks (those after them are to test with);
     "imagenet", the one of :mod:`ddanalysis.imagenet`.
     ``attack`` [a, b] has that loss call class a b. All learn by Adam at ``rate``, times ``decay`` after every
     ``decay_every`` iterations (the published code decays an epoch early); ``outer`` may be "adamw", with
@@ -368,8 +369,7 @@ def _always(job: Job, own: Settings) -> Networks:
     """The networks of every iteration, where they are always the same."""
     if own.networks == "fixed":
         return _fresh(job, own, "fixed", range(own.fixed))
-    x = job.data.train_x
-    return imagenet.network(job.architecture, job.data.root).to(x.device).to(x.dtype)
+    return _there(job, imagenet.network(job.architecture, job.data.root))
 
 
 def _sampler(job: Job, own: Settings) -> Callable[[int], Networks]:
@@ -392,6 +392,8 @@ def _sampler(job: Job, own: Settings) -> Callable[[int], Networks]:
 
 def pretrained(job: Job, own: Settings, count: int, held_out: bool = False) -> Networks:
     """``count`` networks that learned the source, kept for all sets that use them; others if they are ``held_out``."""
+    if is_zoo(own.source):
+        return _loaded(job, own, own.pretrained if held_out else 0, count)
     real, a = source_of(job, own.source)
     recipe = pretraining(real.name, own.pretrained_epochs)
     arguments = {"network": a.name, "trained_on": real.fingerprint(), "count": count, "weights": own.weights}
@@ -405,8 +407,22 @@ def pretrained(job: Job, own: Settings, count: int, held_out: bool = False) -> N
         return dict(trained.networks.state)
 
     name = f"pretrained_{real.name}_{a.name}{'_held_out' if held_out else ''}"
-    state, x = job.shared("models", name, 1, arguments, build), job.data.train_x
-    return Networks(job.architecture, state).to(x.device).to(x.dtype)
+    return _there(job, Networks(job.architecture, job.shared("models", name, 1, arguments, build)))
+
+
+def is_zoo(source: str) -> bool:
+    """Whether a source is a folder of networks, and no dataset."""
+    return source != "" and bool(state_dicts.files(source))
+
+
+def _loaded(job: Job, own: Settings, first: int, count: int) -> Networks:
+    """Networks of a user's own folder."""
+    return _there(job, state_dicts.read_several(own.source, job.architecture, first, count))
+
+
+def _there(job: Job, nets: Networks) -> Networks:
+    """Networks on the device of the job's images, in their type."""
+    return nets.to(job.data.train_x.device).to(job.data.train_x.dtype)
 
 
 def pretraining(dataset: str, epochs: int | None = None) -> Recipe:

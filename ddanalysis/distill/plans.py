@@ -162,7 +162,7 @@ def _dataset_distillation(job: Job, own: dict[str, Any]) -> Plan:
         for batch, times in batches(real, s.batch_real, s.iterations):
             for own_k, several in parts(k, networks_together(a, batch, device)):
                 work += unrolled(job, own_k, batch, several * count * times, "gradient")
-    if s.networks == "pretrained":
+    if s.networks == "pretrained" and not stepwise.is_zoo(s.source):
         source, its = stepwise.source_of(job, s.source)
         recipe = stepwise.pretraining(source.name, s.pretrained_epochs)
         work += training_passes(its, s.pretrained, len(source.train_y), recipe, device)
