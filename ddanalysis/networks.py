@@ -148,7 +148,8 @@ def create(
 
     ``initialisation`` is one of ``INITIALISATIONS``, or "" for the architecture's own ("default": PyTorch's). Biases
     are PyTorch's in "default" and 0 otherwise; the gain is that of ReLU for Kaiming and 1 else. "kaiming_convolutions"
-    is "kaiming_normal" for convolutions, "default" for linear layers.
+    is "kaiming_normal" for convolutions, "default" for linear layers. "kaiming_in", of variance 1 / fan-in, and
+    "normal", of variance 1, are among those of Wang et al. 2018 (code).
     """
     initialisation = initialisation or architecture.initialisation
     checks.one_of("initialisation", initialisation, INITIALISATIONS)
@@ -177,6 +178,8 @@ def _initialise(t: torch.Tensor, weight: Weight, how: str, g: torch.Generator) -
         init.kaiming_uniform_(t, a=math.sqrt(5), generator=g)
     elif how == "kaiming_normal":
         init.kaiming_normal_(t, mode="fan_out", nonlinearity="relu", generator=g)
+    elif how == "kaiming_in":
+        init.kaiming_normal_(t, a=1.0, generator=g)
     elif how == "kaiming_uniform":
         init.kaiming_uniform_(t, nonlinearity="relu", generator=g)
     else:

@@ -51,6 +51,8 @@ WEIGHTS = (
     "kaiming_uniform",
     "orthogonal",
     "kaiming_convolutions",
+    "kaiming_in",
+    "normal",
 )
 """How networks begin."""
 _DISTANCES = ("names", "means-mse", "means-nrmse", "means-ssim")

@@ -122,6 +122,8 @@ def test_seeded_initialisation_is_pytorchs_and_a_networks_own():
         ("xavier_uniform", (2 / (27 + 128 * 9)) ** 0.5),
         ("kaiming_normal", (2 / (128 * 9)) ** 0.5),
         ("kaiming_uniform", (2 / 27) ** 0.5),
+        ("kaiming_in", (1 / 27) ** 0.5),
+        ("normal", 1.0),
     ],
 )
 def test_initialisations_have_their_spread(how, std):
