@@ -34,13 +34,13 @@ def find(root: Path | None) -> Path:
     raise FileNotFoundError(f"{what}; torchvision.models.AlexNet_Weights.IMAGENET1K_V1.get_state_dict() fetches them")
 
 
-def check(architecture: Architecture, root: Path | None) -> None:
+def check(architecture: Architecture, root: Path | None) -> Path:
     """``ValueError`` for an architecture other than :class:`ImageNetAlexNet`; else as :func:`find`."""
     if not isinstance(architecture, ImageNetAlexNet):
         raise ValueError(
             f"networks are 'imagenet': AlexNet-ImageNet is needed, and the architecture is {architecture.name}"
         )
-    find(root)
+    return find(root)
 
 
 def network(architecture: Architecture, root: Path | None) -> Networks:
@@ -48,8 +48,7 @@ def network(architecture: Architecture, root: Path | None) -> Networks:
 
     Raises as :func:`check`, and ``ValueError`` for a damaged file or one that does not fit.
     """
-    check(architecture, root)
-    path = find(root)
+    path = check(architecture, root)
     digits = FILE.removesuffix(".pth").rpartition("-")[2]
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

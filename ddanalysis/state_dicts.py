@@ -9,7 +9,7 @@ from ddanalysis import foreign, store
 from ddanalysis.architectures import Architecture, ConvNet
 from ddanalysis.architectures.classic import LeNet
 from ddanalysis.architectures.resnet import ResNet
-from ddanalysis.networks import Networks
+from ddanalysis.networks import Networks, stack
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 
@@ -30,8 +30,7 @@ def read_several(folder: str | Path, architecture: Architecture, first: int, cou
         raise ValueError(
             f"{folder} holds {len(found)} networks: {first + count} are needed, the last {count} of them here"
         )
-    parts = [read_state(path, architecture) for path in found[first : first + count]]
-    return Networks(architecture, {name: torch.cat([one.state[name] for one in parts]) for name in parts[0].state})
+    return stack([read_state(path, architecture) for path in found[first : first + count]])
 
 
 def read_state(path: str | Path, architecture: Architecture) -> Networks:

@@ -63,17 +63,8 @@ COLUMNS = [
     "epochs", "target_size", "repetition", "accuracy", "study", "variant", "rate", "offset",
 ]  # fmt: skip
 HISTORY = [
-    "study",
-    "variant",
-    "base_examples",
-    "dataset",
-    "method",
-    "ipc",
-    "set_seed",
-    "iteration",
-    "component",
-    "value",
-]
+    "study", "variant", "base_examples", "dataset", "method", "ipc", "set_seed", "iteration", "component", "value",
+]  # fmt: skip
 _TESTS = ("test_networks", "test_optimisers", "step_offsets", "set_seeds")
 
 
