@@ -1,6 +1,6 @@
 """One outer step of learning images and of learning labels: seconds and memory of ours, against the published way.
 
-    python -m benchmarks.learned --threads 1 --out benchmarks/results/learned.json [--quick]
+    python -m benchmarks.learned --threads 1 --out benchmarks/results/learned.json [--device cuda] [--quick]
 
 The published ways are in ``published_learned.py``: one network, loops, double back-propagation through graphs that are
 kept. Both ways give the same gradients (``tests/test_benchmark_learned.py``), so only the way of computing differs. The
@@ -68,6 +68,7 @@ class Settings:
     rounds: int = 5
     threads: int = 1
     allocator: str = "default"
+    device: str = "cpu"
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -75,11 +76,11 @@ class Settings:
         return self.passes - 1, self.passes
 
 
-def made_up(n: int, dtype: torch.dtype = torch.float32) -> ImageData:
+def made_up(n: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> ImageData:
     """``n`` images of random bytes under MNIST's name, whose published settings they get."""
-    y, mean, std = torch.arange(n) % 10, (0.1307,), (0.3081,)
+    y, mean, std = torch.arange(n, device=device) % 10, (0.1307,), (0.3081,)
     pixels = torch.randint(256, (n, 1, 28, 28), generator=generator(0, "made-up digits"), dtype=torch.uint8)
-    x = pixels.to(dtype).div_(255).sub_(mean[0]).div_(std[0])
+    x = pixels.to(device, dtype).div_(255).sub_(mean[0]).div_(std[0])
     return ImageData("mnist", x, y, x[:10], y[:10], tuple(map(str, range(10))), mean, std, "random numbers")
 
 
@@ -119,28 +120,28 @@ def dd_name(images: int, networks: int, passes: int) -> str:
 
 def ours(settings: Settings) -> dict[str, Task]:
     """Tasks of a process that uses the package."""
-    data, tasks = made_up(settings.real_images), {}
+    data, tasks = made_up(settings.real_images, device=settings.device), {}
     for images, networks, passes in product(settings.images, settings.networks, settings.lengths):
         job = job_of(data, settings.steps * images // 10)
         tasks[dd_name(images, networks, passes)] = partial(our_images, job, settings, networks, passes)
     tasks["ld"] = partial(our_labels, *label_task(job_of(data, IPC_OF_LABELS), settings), settings.iterations)
-    return measured(tasks, "cpu")
+    return measured(tasks, settings.device)
 
 
 def published(settings: Settings) -> dict[str, Task]:
     """Tasks of a process that works the published way."""
-    data, tasks = made_up(settings.real_images), {}
+    data, tasks = made_up(settings.real_images, device=settings.device), {}
     real = data.train_x[: settings.batch_real], data.train_y[: settings.batch_real]
     for images, networks, passes in product(settings.images, settings.networks, settings.lengths):
         own = plain.begin_distillation(job_of(data, settings.steps * images // 10), settings.steps, passes)
         for way in (FREED, ALIVE):
-            step = partial(plain.distillation_step, own, networks, plain.drawn(), real, way == ALIVE)
+            step = partial(plain.distillation_step, own, networks, plain.drawn(settings.device), real, way == ALIVE)
             tasks[f"{dd_name(images, networks, passes)}/{way}"] = step
     task, *_ = label_task(job_of(data, IPC_OF_LABELS), settings)
     batches = {LOADED: plain.loader(task), TENSORS: [task.real(i) for i in range(settings.iterations)]}
     for way, loaded in batches.items():
         tasks[f"ld/{way}"] = partial(plain.label_steps, plain.begin_labels(task), loaded, settings.iterations)
-    return measured(tasks, "cpu")
+    return measured(tasks, settings.device)
 
 
 def timings(workers: dict[str, Worker], settings: Settings) -> list[Timing]:
@@ -217,6 +218,8 @@ def memory_of_a_step(peak: dict[str, int], settings: Settings) -> Rows:
 def measure(settings: Settings, progress: Callable[[str], object] = print) -> dict[str, object]:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages
     where = environment(settings.threads)
+    if settings.device == "cuda":
+        where["device"] = torch.cuda.get_device_name()
     with ExitStack() as stack:
         workers = {
             way.__name__: stack.enter_context(
@@ -250,12 +253,13 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="JSON file to write")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--allocator", choices=ALLOCATORS, default="default", help="of both ways")
     parser.add_argument("--quick", action="store_true", help="two small rounds: shows that it runs, measures nothing")
     given = parser.parse_args()
     if min(given.rounds, given.threads) < 1:
         parser.error("rounds and threads must be at least 1")
-    settings = Settings(rounds=given.rounds, threads=given.threads, allocator=given.allocator)
+    settings = Settings(rounds=given.rounds, threads=given.threads, allocator=given.allocator, device=given.device)
     if given.quick:
         settings = replace(
             settings, images=(10,), networks=(1, MANY), steps=2, passes=2, real_images=600, batch_real=32,

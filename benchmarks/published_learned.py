@@ -49,7 +49,7 @@ def unflat(weights: Tensor) -> list[Tensor]:
     return [part.view(shape) for part, shape in zip(parts, SHAPES, strict=True)]
 
 
-def drawn() -> Fresh:
+def drawn(device: str = "cpu") -> Fresh:
     """Networks as dataset distillation draws them anew for every outer step: Xavier, biases 0."""
     generator = torch.Generator().manual_seed(0)
 
@@ -58,7 +58,7 @@ def drawn() -> Fresh:
         for part in unflat(weights):
             if part.ndim > 1:
                 nn.init.xavier_normal_(part, generator=generator)
-        return weights
+        return weights.to(device)
 
     return fresh
 
@@ -197,7 +197,7 @@ class Decoded(Dataset):
     """Grey images kept as bytes; each becomes a PIL image and a normalised tensor every time it is asked for."""
 
     def __init__(self, data: ImageData) -> None:
-        self.pixels, self.y = data.denormalise(data.train_x)[:, 0].mul(255).round().byte(), data.train_y
+        self.pixels, self.y = data.denormalise(data.train_x)[:, 0].mul(255).round().byte().cpu(), data.train_y
         self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(data.mean, data.std)])
 
     def __len__(self) -> int:
@@ -216,4 +216,5 @@ def loader(task: Task) -> DataLoader:
 def label_steps(own: LabelLearning, batches: Iterable[Labelled], count: int) -> None:
     """``count`` outer steps, one for each of the first batches of target images, half of the base images in each."""
     for real in islice(batches, count):
-        label_step(own, torch.randperm(len(own.x))[: len(own.x) // 2], (real[0], real[1]))
+        x, y = (t.to(own.x.device) for t in real)
+        label_step(own, torch.randperm(len(own.x))[: len(own.x) // 2], (x, y))

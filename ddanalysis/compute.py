@@ -23,6 +23,7 @@ from ddanalysis.layers import Parameters
 TOGETHER = {"cpu": 2**17, "cuda": 2**26}  # a network whose batch is larger than this runs alone
 PASS = {"cpu": 2**20, "cuda": 2**28}  # networks that run together have at most this much in one pass
 SLICE = {"cpu": 2**21, "cuda": 2**28}  # a network that runs alone has its batch cut into slices of at most this
+RECORDED = {"cpu": 0, "cuda": 2**22}  # a pass of at most this waits for its launches
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ def images_per_pass(architecture: Architecture, networks: int, device: torch.dev
     """Images of each of ``networks`` networks in one pass of an evaluation."""
     limit = SLICE if networks == 1 else PASS
     return max(limit[device.type] // (architecture.widest * networks), 1)
+
+
+def waits_for_launches(architecture: Architecture, networks: int, images: int, device: torch.device) -> bool:
+    """Whether a pass of ``networks`` networks over ``images`` images each is better recorded
+    (:mod:`ddanalysis.recorded`).
+    """
+    return architecture.widest * networks * images <= RECORDED[device.type]
 
 
 def slices(n: int, size: int) -> Iterator[slice]:

@@ -18,16 +18,18 @@ C++ compiler on a CPU, and then about 1.4 times less time a step.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddanalysis.architectures import Architecture
-from ddanalysis.compute import images_per_pass, slices
+from ddanalysis.compute import images_per_pass, slices, waits_for_launches
 from ddanalysis.layers import Parameters, Weight
 from ddanalysis.networks import Networks, cross_entropy
 from ddanalysis.optimisers import Optimiser, adam_averages, back, update
+from ddanalysis.recorded import recorded
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]
 """The batch of a step, counted from 0: images (n, c, h, w) for all networks, or (K, n, c, h, w), and labels with or
@@ -110,12 +112,36 @@ def loss_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy (K,) of one batch, and its gradient (K, P), in bounded memory; no graph is left."""
     total, gradient = weights.new_zeros(len(weights)), torch.zeros_like(weights)
-    first_order = _compiled(architecture, ()) if compiled else partial(_first_order, architecture)
+    first_order = _derivatives(architecture, (), compiled)
     for part_x, part_y, n in _slices(architecture, weights, x, y):
         part, losses = first_order(weights.detach(), part_x.detach(), part_y.detach(), n)
         gradient += part
         total += losses
     return total, gradient
+
+
+def _derivatives(
+    architecture: Architecture, wanted: tuple[int, ...], compiled: bool
+) -> Callable[..., tuple[Tensor, ...]]:
+    """What computes :func:`_second_order` of what is ``wanted`` or, with nothing wanted, :func:`_first_order`."""
+    function, constants = _chosen(architecture, wanted, compiled)
+
+    def computed(weights: Tensor, x: Tensor, y: Tensor, *others: Any) -> tuple[Tensor, ...]:
+        images = x.shape[_batch_dims(x, y)[0]]
+        if waits_for_launches(architecture, len(weights), images, weights.device):
+            return recorded(function, *constants, weights, x, y, *others)
+        return function(*constants, weights, x, y, *others)
+
+    return computed
+
+
+def _chosen(
+    architecture: Architecture, wanted: tuple[int, ...], compiled: bool
+) -> tuple[Callable[..., tuple[Tensor, ...]], tuple[Any, ...]]:
+    """A function, and its first arguments."""
+    if compiled:
+        return _compiled(architecture, wanted), ()
+    return (_second_order, (architecture, wanted)) if wanted else (_first_order, (architecture,))
 
 
 def _first_order(architecture: Architecture, weights: Tensor, x: Tensor, y: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -314,7 +340,7 @@ def _step_back(
     wanted = tuple(i for i, asked in enumerate((hessian, x.requires_grad, y.requires_grad)) if asked)
     found: dict[int, list[Tensor]] = {i: [] for i in wanted}
     if wanted:
-        second_order = _compiled(architecture, wanted) if compiled else partial(_second_order, architecture, wanted)
+        second_order = _derivatives(architecture, wanted, compiled)
         for part_x, part_y, n in _slices(architecture, weights, x.detach(), y.detach()):
             for i, part in zip(wanted, second_order(weights.detach(), part_x, part_y, n, along), strict=True):
                 found[i].append(part)

@@ -226,7 +226,7 @@ class _Plan:
         sizes, scaled = self.rates(now), self.own.inner == "sgd"
 
         def batch(t: int) -> tuple[Tensor, Tensor]:
-            x, y = (tensor[self.order[t]] for tensor in (now["x"], self.labels(now)))
+            x, y = (tensor.index_select(0, self.order[t]) for tensor in (now["x"], self.labels(now)))
             if not scaled:
                 return x, y
             soft = y if y.is_floating_point() else F.one_hot(y, self.job.data.n_classes).to(x.dtype)
