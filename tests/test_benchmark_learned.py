@@ -16,7 +16,8 @@ from benchmarks import published_learned as published  # noqa: E402
 from benchmarks.distill import peak_memory  # noqa: E402
 from ddanalysis import unroll  # noqa: E402
 from ddanalysis.distill import label_loop, outer  # noqa: E402
-from ddanalysis.distill.dataset_distillation import starts, step_order  # noqa: E402
+from ddanalysis.distill.dataset_distillation import step_order  # noqa: E402
+from ddanalysis.distill.dd_networks import starts  # noqa: E402
 
 SMALL = learned.Settings(steps=2, batch_real=60)
 

@@ -14,10 +14,12 @@ from torch.func import functional_call
 
 from ddanalysis import data, networks, training
 from ddanalysis.architectures import build
-from ddanalysis.distill import Method, label_starts
+from ddanalysis.distill import Method, dd_networks, label_starts
 from ddanalysis.distill import dataset_distillation as distillation
 from ddanalysis.distill.cost import estimate
-from ddanalysis.distill.dataset_distillation import Settings, dd, sldd, starts, step_order
+from ddanalysis.distill.dataset_distillation import dd, sldd, step_order
+from ddanalysis.distill.dd_networks import starts
+from ddanalysis.distill.dd_settings import BETAS, Settings
 from ddanalysis.distilled import DistilledSet
 from ddanalysis.seeding import stream_seed
 from ddanalysis.training import Recipe, epoch_order
@@ -213,7 +215,7 @@ def test_networks_start_by_the_law_of_their_weights():
 
 
 def test_pretrained_networks_have_learned_and_are_kept(monkeypatch):
-    monkeypatch.setitem(distillation.PRETRAINING, "mnist", (20, 30, 0.01))
+    monkeypatch.setitem(dd_networks.PRETRAINING, "mnist", (20, 30, 0.01))
     asked = []
 
     def share(kind, name, version, arguments, build):
@@ -235,10 +237,10 @@ def test_pretrained_networks_have_learned_and_are_kept(monkeypatch):
      ("cifar10-jpeg", (50, tuple(range(7, 50, 7)), 1e-3)), ("digits", (40, (20,), 2e-4))],
 )  # fmt: skip
 def test_pretraining_is_as_published(dataset, recipe):
-    found = distillation.pretraining(dataset)
+    found = dd_networks.pretraining(dataset)
     assert (found.epochs, found.milestones, found.learning_rate) == recipe
     assert (found.optimiser, found.batch_size, found.decay) == ("adam", 1024, 0.5)
-    assert distillation.pretraining(dataset, 3).epochs == 3 and distillation.pretraining(dataset, 3).milestones == ()
+    assert dd_networks.pretraining(dataset, 3).epochs == 3 and dd_networks.pretraining(dataset, 3).milestones == ()
 
 
 def source(monkeypatch, size=8, classes=3, channels=1):
@@ -253,7 +255,7 @@ ADAPT = {"networks": "pretrained", "source": "usps", "pretrained": 2, "pretraine
 
 
 def test_adaptation_starts_from_networks_of_the_source(monkeypatch):
-    monkeypatch.setitem(distillation.PRETRAINING, "mnist", (9, 30, 0.01))
+    monkeypatch.setitem(dd_networks.PRETRAINING, "mnist", (9, 30, 0.01))
     other = source(monkeypatch)
     nets = starts(mlp(), ADAPT, 2, False)
     assert nets.evaluate(other.train_x, other.train_y).accuracy.min() > 0.9
@@ -265,13 +267,13 @@ def test_adaptation_starts_from_networks_of_the_source(monkeypatch):
 
 def test_a_source_of_another_size_is_scaled_unless_its_networks_are_the_same(monkeypatch):
     other = source(monkeypatch, size=16)
-    found, a = distillation.source_of(small(), "usps")
+    found, a = dd_networks.source_of(small(), "usps")
     assert a == small().architecture and found.train_x.shape[1:] == (1, 8, 8)
     assert float(found.train_x.mean()) == pytest.approx(float(other.train_x.mean()), abs=0.05)
     source(monkeypatch, size=32)
     toy = toy_data(size=28)
     lenet = distillation.Job(toy, build("LeNet", toy.shape, 3), 1)
-    found, a = distillation.source_of(lenet, "svhn")
+    found, a = dd_networks.source_of(lenet, "svhn")
     assert a.size == 32 and found.train_x.shape[1:] == (1, 32, 32) and a.weights() == lenet.architecture.weights()
 
 
@@ -435,7 +437,7 @@ def test_published_constants_and_the_settings_of_the_methods():
     assert published.items() <= Method(dd, 1).settings({}).items()
     assert Method(sldd, 1).settings({}) == Method(dd, 1).settings({"learn_labels": True})
     assert dd.__name__ == "dd" and list(inspect.signature(dd).parameters)[0] == "job"
-    assert {"usps", "mnist"} <= set(distillation.PRETRAINING) and distillation.BETAS["adam"] == (0.5, 0.999)
+    assert {"usps", "mnist"} <= set(dd_networks.PRETRAINING) and BETAS["adam"] == (0.5, 0.999)
 
 
 def test_a_fixed_network_learns_the_digits():
@@ -520,5 +522,5 @@ def test_what_is_no_number_stops_the_work():
 
 
 def test_only_networks_of_cifar10_learn_augmented_images():
-    found = {name: distillation.pretraining(name).augment for name in ("cifar10", "cifar10-jpeg", "cifar100", "usps28")}
+    found = {name: dd_networks.pretraining(name).augment for name in ("cifar10", "cifar10-jpeg", "cifar100", "usps28")}
     assert found == {"cifar10": "crop_flip", "cifar10-jpeg": "crop_flip", "cifar100": "", "usps28": ""}

@@ -12,8 +12,9 @@ from test_distill import toy_data
 from ddanalysis import data, label_configs
 from ddanalysis.analysis import label_distillation as study
 from ddanalysis.analysis import label_experiments
-from ddanalysis.analysis.label_distillation import base_classes, cases, comparable, label_distillation
+from ddanalysis.analysis.label_distillation import base_classes, comparable, label_distillation
 from ddanalysis.analysis.label_experiments import published_studies, published_study
+from ddanalysis.analysis.label_studies import BASELINES, LEARNED, cases
 from ddanalysis.architectures import build
 from ddanalysis.distill import METHODS, Job
 from ddanalysis.distill.base_images import base_images, split
@@ -92,9 +93,7 @@ def test_every_published_experiment_is_a_study(one):
     assert case.base_examples == one.base_examples
     assert case.settings.get("base_examples") == (one.base_examples if one.base_examples % classes else None)
     assert case.head == ("ridge" if one.method == "ridge" else "linear")
-    assert (case.algorithm in study.BASELINES) == one.baseline and ("images" in case.algorithm) == (
-        one.learn == "images"
-    )
+    assert (case.algorithm in BASELINES) == one.baseline and ("images" in case.algorithm) == (one.learn == "images")
     assert case.set_seeds == (one.seed,) and case.settings["inner_batch"] == one.inner_batch
     assert case.settings.get("iterations") == (None if one.baseline else one.iterations)
     assert len(case.step_offsets) == (8 if one.step_study else 1)
@@ -150,7 +149,7 @@ def test_the_table_is_what_learners_reach_on_the_test_images(run, monkeypatch):
     got = found(run, {"a": given | {"step_offsets": [0, 3], "test_networks": ["MLP", "MLP-small"]}})
     table = got.table
     assert list(table) == study.COLUMNS and len(table) == 4 * 2 * 2 * 3 and got.search.empty
-    assert [(case.study, case.algorithm) for case, _ in got.sets] == [("a", name) for name in study.LEARNED]
+    assert [(case.study, case.algorithm) for case, _ in got.sets] == [("a", name) for name in LEARNED]
     assert (table["target"] == "toy").all() and (table["source"] == "toy").all() and (table["target_size"] == 45).all()
     assert (table["epochs"] == 2).all() and (table["rate"] == 0.001).all() and (table["optimiser"] == "adam").all()
     assert set(table["test_network"]) == {"MLP-16", "MLP-256-128"} and (table["network"] == "MLP-16").all()
@@ -171,9 +170,9 @@ def test_the_table_is_what_learners_reach_on_the_test_images(run, monkeypatch):
 
 
 def test_baselines_take_the_first_of_the_best_steps_on_validation_images(run):
-    both = {"vary": {"algorithm": list(study.BASELINES)}} | {k: v for k, v in TRUE.items() if k != "algorithm"}
+    both = {"vary": {"algorithm": list(BASELINES)}} | {k: v for k, v in TRUE.items() if k != "algorithm"}
     got = found(run, {"a": both}, seeds=(0, 1))
-    assert [(case.algorithm, one.seed) for case, one in got.sets] == [(a, s) for a in study.BASELINES for s in (0, 1)]
+    assert [(case.algorithm, one.seed) for case, one in got.sets] == [(a, s) for a in BASELINES for s in (0, 1)]
     for case, one in got.sets:
         algorithm = case.algorithm
         own = got.search[(got.search["algorithm"] == algorithm) & (got.search["set_seed"] == one.seed)]

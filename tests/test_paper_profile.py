@@ -9,9 +9,8 @@ import yaml
 
 from benchmarks.published_steps import job_of, made_up
 from ddanalysis import data
-from ddanalysis.analysis import label_distillation, soft_labels
-from ddanalysis.analysis.label_distillation import LEARNED, Case
-from ddanalysis.analysis.soft_labels import Variant
+from ddanalysis.analysis.label_studies import LEARNED, Case, cases
+from ddanalysis.analysis.soft_label_studies import Variant, variants
 from ddanalysis.architectures import build
 from ddanalysis.distill import METHODS, Job
 from ddanalysis.parameters import profile_methods
@@ -43,11 +42,11 @@ def studies_of(notebook: str) -> dict[str, Any]:
     return yaml.safe_load((PARAMS / "paper" / f"{notebook}.yaml").read_text(encoding="utf-8"))["studies"]
 
 
-VARIANTS = soft_labels.variants(studies_of("09_soft_labels"), 10, profile_methods(PARAMS, "paper"))
+VARIANTS = variants(studies_of("09_soft_labels"), 10, profile_methods(PARAMS, "paper"))
 CASES = [
     case
     for name, own in studies_of("10_label_distillation").items()
-    for case in label_distillation.cases(name, own, 10)
+    for case in cases(name, own, 10)
 ]
 LEARNING = [
     case for case in CASES if case.algorithm in LEARNED and case.base_examples == 10 and case.test_networks == ()

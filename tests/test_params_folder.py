@@ -129,12 +129,12 @@ def test_a_notebook_asks_for_what_the_one_before_it_leaves(profile: str, first: 
     "path", [path for path in FILES if path.stem in ("09_soft_labels", "10_label_distillation")], ids=label
 )
 def test_studies_are_possible(path: Path) -> None:
-    from ddanalysis.analysis import label_distillation, soft_labels
+    from ddanalysis.analysis import label_studies, soft_label_studies
 
     methods, studies = ROOT / "params" / path.parent.name / "methods.yaml", effective(path)["studies"]
     if path.stem == "09_soft_labels":
         known = values(methods) if methods.is_file() else {}
         recipes = {name: own for name, own in known.items() if name in ("dd", "sldd")}
-        assert len(soft_labels.variants(studies, 10, recipes)) >= len(studies)
+        assert len(soft_label_studies.variants(studies, 10, recipes)) >= len(studies)
     else:
-        assert sum(len(label_distillation.cases(name, own, 10)) for name, own in studies.items()) >= len(studies)
+        assert sum(len(label_studies.cases(name, own, 10)) for name, own in studies.items()) >= len(studies)

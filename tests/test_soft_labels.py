@@ -10,7 +10,8 @@ from test_distill import toy_data
 from ddanalysis import data, makers
 from ddanalysis.analysis import held_out, real_baselines, soft_labels
 from ddanalysis.analysis.held_out import Examiner, Replay
-from ddanalysis.analysis.soft_labels import ATTACK_COLUMNS, BASELINES, COLUMNS, published_accuracies, variants
+from ddanalysis.analysis.soft_label_studies import Variant, variants
+from ddanalysis.analysis.soft_labels import ATTACK_COLUMNS, BASELINES, COLUMNS, published_accuracies
 from ddanalysis.architectures import build
 from ddanalysis.report import Run
 
@@ -37,7 +38,7 @@ def toy(run, studies, seeds=(0,), networks=3):
 def test_what_varies_is_crossed_the_last_fastest():
     study = {"steps": 1, "vary": {"ipc": [2, 4], "method": ["dd", "sldd"], "label_shift": [0.0, -0.5]}}
     found = variants({"plain": {"ipc": 10}, "grid": study}, 10)
-    assert found[0] == soft_labels.Variant("plain", "dd", 10, {})
+    assert found[0] == Variant("plain", "dd", 10, {})
     assert [(v.ipc, v.method, v.settings["label_shift"]) for v in found[1:]] == [
         (n, method, shift) for n in (2, 4) for method in ("dd", "sldd") for shift in (0.0, -0.5)
     ]

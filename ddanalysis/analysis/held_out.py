@@ -19,7 +19,7 @@ from ddanalysis.analysis.pretrained import fingerprint
 from ddanalysis.architectures import Architecture
 from ddanalysis.compute import Compute, slices
 from ddanalysis.data import ImageData
-from ddanalysis.distill import METHODS, Job, dataset_distillation
+from ddanalysis.distill import METHODS, Job, dd_networks
 from ddanalysis.distill.making import Build
 from ddanalysis.distilled import DistilledSet, fits
 from ddanalysis.networks import Networks, Outputs
@@ -343,11 +343,11 @@ class Examiner:
 
     def starts(self, a: Architecture, settings: Mapping[str, Any], seed: int) -> Networks:
         """The networks to test with: the fixed ones, or ``count``, unless ``met`` those that no set was made with."""
-        return dataset_distillation.starts(self.job(a, seed), settings, self.count, held_out=not self.met)
+        return dd_networks.starts(self.job(a, seed), settings, self.count, held_out=not self.met)
 
     def choosers(self, a: Architecture, settings: Mapping[str, Any], seed: int) -> Networks:
         """Networks to choose with, which are none of those to test with unless these are fixed."""
-        return dataset_distillation.starts(self.job(a, seed), settings, CHOOSERS, held_out=False)
+        return dd_networks.starts(self.job(a, seed), settings, CHOOSERS, held_out=False)
 
     def outcome(
         self, one: DistilledSet, a: Architecture, settings: Mapping[str, Any], seed: int, replay: Replay

@@ -11,9 +11,8 @@ of a step but the weights before it.
 """
 
 import inspect
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,102 +20,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddanalysis import augment, checks, data, imagenet, networks, state_dicts, training, unroll
-from ddanalysis.architectures import Architecture
-from ddanalysis.compute import Compute, networks_together, slices
-from ddanalysis.data import ImageData
+from ddanalysis import augment, checks, unroll
+from ddanalysis.compute import networks_together, slices
 from ddanalysis.distill import label_starts, outer
-from ddanalysis.distill.making import Job, Made, Progress
+from ddanalysis.distill.dd_networks import sampler
+from ddanalysis.distill.dd_settings import BETAS, INNER, Settings
+from ddanalysis.distill.making import Job, Made
 from ddanalysis.distilled import DistilledSet
-from ddanalysis.networks import INITIALISATIONS, Networks
+from ddanalysis.networks import Networks
 from ddanalysis.optimisers import Optimiser
 from ddanalysis.seeding import generator, stream_seed
-from ddanalysis.store import Checkpoint, Tensors
+from ddanalysis.store import Tensors
 from ddanalysis.training import Recipe, epoch_order
-
-INNER = {"sgd": Optimiser(), "adam": Optimiser("adam"), "adam-higher": Optimiser("adam", early_epsilon=True)}
-"""What networks descend by: published, PyTorch's Adam, and that of the library higher."""
-
-BETAS = {"adam": (0.5, 0.999), "adamw": (0.9, 0.999)}
-"""Of the outer optimisers: the published one, and PyTorch's AdamW."""
-
-PRETRAINING = {"mnist": (40, 20, 2e-4), "usps": (130, 40, 2e-4), "svhn": (65, 20, 2e-4), "cifar10": (50, 7, 1e-3)}
-"""How pretrained networks learn: epochs, epochs from one halving of the rate to the next, rate; as MNIST elsewhere.
-
-On CIFAR-10 images are shifted by up to 4 pixels (of zeros; published: of their reflection) and mirrored. Adam's first
-decay is PyTorch's .9; the published code has .5.
-"""
-
 
 KEPT = {"cpu": 2**22, "cuda": 2**30}
 """Numbers in the weights before each step, of networks that walk the steps together, by device type: where there would
 be more, those of one pass at a time are kept.
 """
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings of :func:`dd`, by default the published ones; making one checks what can be checked without data."""
-
-    iterations: int = 23_600
-    steps: int = 10
-    passes: int = 3
-    step_size: float = 0.02
-    rate: float = 0.01
-    decay: float = 0.5
-    decay_every: int = 2_360
-    batch_real: int = 1024
-    networks: str = "random"
-    at_once: int = 1
-    fixed: int = 1
-    weights: str = "xavier_normal"
-    learn_images: bool = True
-    learn_labels: bool = False
-    learn_rates: bool = True
-    label_start: str = "one-hot"
-    label_file: str = ""
-    label_scale: float = 1.0
-    label_shift: float = 0.0
-    label_softmax: bool = False
-    label_classes: Sequence[int] | None = None
-    attack: Sequence[int] | None = None
-    source: str = ""
-    pretrained: int = 200
-    pretrained_epochs: int | None = None
-    initialisation: str = "noise"
-    strategy: str = ""
-    inner: str = "sgd"
-    positive_rates: bool = True
-    shared_rate: bool = False
-    outer: str = "adam"
-    weight_decay: float = 0.0
-    compiled: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("iterations", "steps", "passes", "decay_every", "batch_real", "at_once", "fixed", "pretrained"):
-            checks.whole(f"{name} of DD", getattr(self, name))
-        checks.whole("pretrained_epochs of DD", 1 if self.pretrained_epochs is None else self.pretrained_epochs)
-        for name in ("rate", "weight_decay"):
-            checks.at_least(f"{name} of DD", getattr(self, name), 0)
-        for name, highest in (("step_size", math.inf), ("decay", 1.0)):
-            if not 0 < getattr(self, name) <= highest:
-                raise ValueError(f"{name} of DD is {getattr(self, name)!r}: it must be above 0, and at most {highest}")
-        checks.one_of("networks of DD", self.networks, ("random", "fixed", "pretrained", "imagenet"))
-        checks.one_of("weights of DD", self.weights, INITIALISATIONS)
-        checks.one_of("inner optimiser of DD", self.inner, tuple(INNER))
-        checks.one_of("outer optimiser of DD", self.outer, tuple(BETAS))
-        if self.weight_decay and self.outer != "adamw":
-            raise ValueError(f"weight_decay of DD is {self.weight_decay}: it is for outer 'adamw'")
-        if self.source and self.networks != "pretrained":
-            raise ValueError(f"source of DD is {self.source!r}: networks are {self.networks!r}, not 'pretrained' on it")
-        if not (self.learn_images or self.learn_labels or self.learn_rates):
-            raise ValueError("DD is to learn neither images nor labels nor rates: there is nothing to do")
-        augment.parse_strategy(self.strategy)
-        Compute(compiled=self.compiled)
-
-    def rate_in(self, iteration: int) -> float:
-        """The rate of everything that is learned, in ``iteration``, counted from 0."""
-        return self.rate * self.decay ** (iteration // self.decay_every)
 
 
 def _distil(job: Job, own: Settings) -> Made:
@@ -197,7 +117,7 @@ class _Plan:
         size = torch.full((1 if own.shared_rate else len(order),), own.step_size, dtype=torch.float64)
         raw = size + torch.log(-torch.expm1(-size)) if own.positive_rates else size
         start = {"x": _images(job, own, classes), "y": _labels(job, own, classes), "rates": raw.to(job.data.train_x)}
-        return _Plan(job, own, order, start, _sampler(job, own))
+        return _Plan(job, own, order, start, sampler(job, own))
 
     @property
     def learns(self) -> list[str]:
@@ -339,118 +259,3 @@ def _real_batch(job: Job, own: Settings, iteration: int) -> tuple[Tensor, Tensor
 def _rate_now(plan: _Plan, learned: Tensors) -> outer.Numbers:
     """The mean step size, to be recorded."""
     return {"learning_rate": float(plan.rates(plan.start | learned).mean())}
-
-
-def starts(job: Job, settings: Mapping[str, Any], count: int, held_out: bool) -> Networks:
-    """The networks that a set of ``settings`` is for, as they are before its first step.
-
-    Fixed ones, or ImageNet's, are these themselves, however many are asked for. Of random or pretrained ones ``count``
-    are given: those that were met first in distillation, or the first of the pool, and all where there are fewer; if
-    ``held_out``, as many that never were. Pretrained ones are trained where nobody has kept them. ``ValueError`` for
-    unknown settings.
-    """
-    for name in settings:
-        checks.one_of("setting of dd", name, [f.name for f in fields(Settings)])
-    checks.whole("count of networks", count)
-    own = Settings(**settings)
-    if own.networks in ("fixed", "imagenet"):
-        return _always(job, own)
-    if own.networks == "pretrained":
-        return pretrained(job, own, count, True) if held_out else pretrained(job, own, own.pretrained)[:count]
-    return _fresh(job, own, "held out" if held_out else "random", range(count))
-
-
-def _fresh(job: Job, own: Settings, kind: str, numbers: Sequence[int]) -> Networks:
-    seeds, x = [stream_seed(job.seed, "DD network", kind, k) for k in numbers], job.data.train_x
-    return networks.create(job.architecture, seeds, own.weights, x.device, x.dtype)
-
-
-def _always(job: Job, own: Settings) -> Networks:
-    """The networks of every iteration, where they are always the same."""
-    if own.networks == "fixed":
-        return _fresh(job, own, "fixed", range(own.fixed))
-    return _there(job, imagenet.network(job.architecture, job.data.root))
-
-
-def _sampler(job: Job, own: Settings) -> Callable[[int], Networks]:
-    """What gives the networks of an iteration."""
-    if own.networks == "random":
-        return lambda i: _fresh(job, own, "random", range(i * own.at_once, (i + 1) * own.at_once))
-    if own.networks in ("fixed", "imagenet"):
-        always = _always(job, own)
-        return lambda _: always
-    if own.at_once > own.pretrained:
-        raise ValueError(f"at_once of DD is {own.at_once}: only {own.pretrained} networks are pretrained")
-    pool = pretrained(job, own, own.pretrained)
-
-    def drawn(iteration: int) -> Networks:
-        order = torch.randperm(len(pool), generator=generator(job.seed, "DD pretrained", iteration))
-        return pool[order[: own.at_once].tolist()]
-
-    return drawn
-
-
-def pretrained(job: Job, own: Settings, count: int, held_out: bool = False) -> Networks:
-    """``count`` networks that learned the source, kept for all sets that use them; others if they are ``held_out``."""
-    if is_zoo(own.source):
-        return _loaded(job, own, own.pretrained if held_out else 0, count)
-    real, a = source_of(job, own.source)
-    recipe = pretraining(real.name, own.pretrained_epochs)
-    arguments = {"network": a.name, "trained_on": real.fingerprint(), "count": count, "weights": own.weights}
-    arguments |= {"recipe": asdict(recipe), "held_out": held_out}
-
-    def build(checkpoint: Checkpoint | None, progress: Progress | None) -> Tensors:
-        seeds = [stream_seed(0, "held-out" if held_out else "pretrained", k) for k in range(count)]
-        x, y = real.train_x, real.train_y
-        fresh = networks.create(a, seeds, own.weights, x.device, x.dtype)
-        trained = training.train(fresh, x, y, recipe, seeds, checkpoint=checkpoint, progress=progress)
-        return dict(trained.networks.state)
-
-    name = f"pretrained_{real.name}_{a.name}{'_held_out' if held_out else ''}"
-    return _there(job, Networks(job.architecture, job.shared("models", name, 1, arguments, build)))
-
-
-def is_zoo(source: str) -> bool:
-    """Whether a source is a folder of networks, and no dataset."""
-    return source != "" and bool(state_dicts.files(source))
-
-
-def _loaded(job: Job, own: Settings, first: int, count: int) -> Networks:
-    """Networks of a user's own folder."""
-    return _there(job, state_dicts.read_several(own.source, job.architecture, first, count))
-
-
-def _there(job: Job, nets: Networks) -> Networks:
-    """Networks on the device of the job's images, in their type."""
-    return nets.to(job.data.train_x.device).to(job.data.train_x.dtype)
-
-
-def pretraining(dataset: str, epochs: int | None = None) -> Recipe:
-    """How pretrained networks learn a dataset, by ``PRETRAINING`` but for the ``epochs``."""
-    name = dataset.removesuffix("-jpeg").removesuffix("28")
-    published, halving, rate = PRETRAINING.get(name, PRETRAINING["mnist"])
-    halvings = tuple(range(halving, epochs or published, halving))
-    augmentation = "crop_flip" if name == "cifar10" else ""
-    return Recipe(epochs or published, None, 1024, "adam", rate, milestones=halvings, decay=0.5, augment=augmentation)
-
-
-def source_of(job: Job, name: str) -> tuple[ImageData, Architecture]:
-    """The dataset that pretrained networks learned, in its own normalisation as published, and their architecture.
-
-    Where images of its own size make other weights, they are scaled to the size of the job's (bilinearly).
-    """
-    target, a = job.data, job.architecture
-    if not name:
-        return target, a
-    if target.whitening is not None:
-        raise ValueError(f"source of DD is {name} and {target.name} is whitened, which networks of a source are not")
-    found, channels = data.load(name, root=target.root, device=target.train_x.device), target.shape[0]
-    c, h, _ = found.shape
-    if (c, found.n_classes) != (channels, target.n_classes):
-        what = f"{name} has {c} channels and {found.n_classes} classes, {target.name} {channels} and {target.n_classes}"
-        raise ValueError(f"source of DD: {what}, and the same are needed")
-    own = replace(a, size=h)
-    if own.weights() != a.weights():
-        scaled = F.interpolate(found.train_x, target.shape[1:], mode="bilinear", antialias=True)
-        found, own = replace(found, train_x=scaled), a
-    return found, own

@@ -16,12 +16,13 @@ from ddanalysis.distill import (
     base_images,
     bptt,
     clom,
+    dd_networks,
     experts,
     gradient_matching,
     label_loop,
     trajectory,
 )
-from ddanalysis.distill import dataset_distillation as stepwise
+from ddanalysis.distill.dd_settings import Settings
 from ddanalysis.distill.making import Job
 from ddanalysis.training import Recipe
 
@@ -152,7 +153,7 @@ def _rat_bptt(job: Job, own: dict[str, Any]) -> Plan:
 
 
 def _dataset_distillation(job: Job, own: dict[str, Any]) -> Plan:
-    s = stepwise.Settings(**own)
+    s = Settings(**own)
     a, device, real, updates = job.architecture, job.data.train_x.device, len(job.data.train_y), s.steps * s.passes
     classes = job.data.n_classes if s.label_classes is None else len(s.label_classes)
     n, together = classes * job.ipc // s.steps, {"fixed": s.fixed, "imagenet": 1}.get(s.networks, s.at_once)
@@ -162,9 +163,9 @@ def _dataset_distillation(job: Job, own: dict[str, Any]) -> Plan:
         for batch, times in batches(real, s.batch_real, s.iterations):
             for own_k, several in parts(k, networks_together(a, batch, device)):
                 work += unrolled(job, own_k, batch, several * count * times, "gradient")
-    if s.networks == "pretrained" and not stepwise.is_zoo(s.source):
-        source, its = stepwise.source_of(job, s.source)
-        recipe = stepwise.pretraining(source.name, s.pretrained_epochs)
+    if s.networks == "pretrained" and not dd_networks.is_zoo(s.source):
+        source, its = dd_networks.source_of(job, s.source)
+        recipe = dd_networks.pretraining(source.name, s.pretrained_epochs)
         work += training_passes(its, s.pretrained, len(source.train_y), recipe, device)
         pool = NUMBER * s.pretrained * a.parameter_count()
     weights = NUMBER * min(together, networks_together(a, n, device)) * a.parameter_count()
