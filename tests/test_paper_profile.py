@@ -43,11 +43,7 @@ def studies_of(notebook: str) -> dict[str, Any]:
 
 
 VARIANTS = variants(studies_of("09_soft_labels"), 10, profile_methods(PARAMS, "paper"))
-CASES = [
-    case
-    for name, own in studies_of("10_label_distillation").items()
-    for case in cases(name, own, 10)
-]
+CASES = [case for name, own in studies_of("10_label_distillation").items() for case in cases(name, own, 10)]
 LEARNING = [
     case for case in CASES if case.algorithm in LEARNED and case.base_examples == 10 and case.test_networks == ()
 ]
