@@ -293,6 +293,21 @@ def test_errors_come_before_any_work(message, run, monkeypatch):
         toy(run, ERRORS[message])
 
 
+def test_nearest_neighbours_of_every_baseline(run):
+    settings, toys = {"steps": 2, "passes": 2, "networks": "random"}, replace(TOY, root=run.folder)
+    plain = ["average real", "optimised real"]
+    names = [*plain, *(f"nearest neighbours, {name}" for name in plain)]
+    given = {"rates": [1e-5, 0.1], "neighbours": [(1, 2.0)], "candidates": 3}
+    table = soft_labels.baselines(run, toys, SMALL, [0, 4], 3, 4, settings, names, **given)
+    near = table[table["network"] == "nearest neighbours"].groupby("mode")["accuracy"].apply(list)
+    means = torch.stack([TOY.train_x[TOY.train_y == c].mean(0) for c in range(3)]).flatten(1)
+    right = torch.cdist(TOY.test_x.flatten(1), means).argmin(1) == TOY.test_y
+    assert near["nearest neighbours, average real"] == pytest.approx([float(right.double().mean())] * 2)
+    assert len(near["nearest neighbours, optimised real"]) == 2
+    with pytest.raises(ValueError, match="candidates of the baseline is 1"):
+        soft_labels.baseline_settings(run, toys, [0, 4], names=names[3:], candidates=1)
+
+
 def test_errors_of_what_is_tested(run):
     with pytest.raises(ValueError, match="test_networks is 0"):
         toy(run, {"a": QUICK}, networks=0)

@@ -45,6 +45,7 @@ ATTACK_COLUMNS = [
 ]  # fmt: skip
 
 BASELINES = (*real_baselines.REAL, "optimised real", "nearest neighbours, random real", "nearest neighbours, k-means")
+"""The published ones; nearest neighbours may be asked for among the images of every other one."""
 
 
 @dataclass(frozen=True)
@@ -254,8 +255,8 @@ def baselines(
     examiner, tables = Examiner(run, data, test_networks, compute), []
     for name in names:
         plain = name.removeprefix("nearest neighbours, ")
-        one_rate = rates if name == plain else rates[:1]
-        sets = real_baselines.chosen_sets(examiner, plain, architecture, known, ipc, set_seeds, one_rate, candidates)
+        tried = rates if plain in (name, "optimised real") else rates[:1]
+        sets = real_baselines.chosen_sets(examiner, plain, architecture, known, ipc, set_seeds, tried, candidates)
         if name != plain:
             tables.append(_neighbour_rows(examiner, study, name, sets, neighbours))
             continue
@@ -287,10 +288,12 @@ def baseline_settings(
     known = METHODS["dd"].settings({key: value for key, value in recipe.items() if key != "ipc"} | dict(settings or {}))
     for name, value in dict(settings or {}).items():
         SETTINGS["dd"][name](f"{name} of the baseline", value)
+    near = [f"nearest neighbours, {name}" for name in (*real_baselines.REAL, "optimised real")]
     for name in names:
-        checks.one_of("baseline", name, BASELINES)
+        checks.one_of("baseline", name, dict.fromkeys([*BASELINES, *near]))
     checks.whole("ipc of the baseline", ipc)
-    checks.whole("candidates of the baseline", candidates, len(set_seeds) if "optimised real" in names else 1)
+    optimised = any(name.endswith("optimised real") for name in names)
+    checks.whole("candidates of the baseline", candidates, len(set_seeds) if optimised else 1)
     step_order(data.n_classes, ipc, known["steps"], known["passes"])
     return known
 
