@@ -128,6 +128,11 @@ def environment(threads: int) -> dict[str, object]:
     }
 
 
+def device_name(device: str) -> str:
+    """What "cuda" is here, or "cpu"."""
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+
+
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     fields = dict(line.split(":", 1) for line in lines if ":" in line)

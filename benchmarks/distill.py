@@ -39,7 +39,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import published_steps as plain
-from benchmarks.common import ALLOCATORS, Task, Worker, environment, interleave, ratio, table, write_json
+from benchmarks.common import ALLOCATORS, Task, Worker, device_name, environment, interleave, ratio, table, write_json
 from benchmarks.common import Job as Timing
 from benchmarks.published_steps import INNER_RATE, MATCHING, UNROLL_AUGMENTATION
 from ddanalysis import networks, training, unroll
@@ -315,9 +315,7 @@ def iterations(seconds: dict[str, list[float]], settings: Settings) -> list[dict
 
 def measure(settings: Settings) -> dict[str, object]:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages
-    where = environment(settings.threads)
-    if settings.device == "cuda":
-        where["graphics processor"] = torch.cuda.get_device_name()
+    where = environment(settings.threads) | {"device": device_name(settings.device)}
     with ExitStack() as stack:
         workers = {
             way.__name__: stack.enter_context(

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import published_steps as plain
-from benchmarks.common import Job, Task, environment, interleave, ratio, table, write_json
+from benchmarks.common import Job, Task, device_name, environment, interleave, ratio, table, write_json
 from ddanalysis import curvature, networks, traces, training
 from ddanalysis.architectures import build
 from ddanalysis.compute import Compute
@@ -187,10 +187,6 @@ def result(row: str, label: str, times: list[float], slow: list[float] | None) -
     """A row of the table: milliseconds, and how many times as fast as the published way."""
     gain = ratio(slow, times) if slow else {"ratio": None, "lowest": None, "highest": None}
     return {"row": row, "way": label, "milliseconds": 1000 * statistics.median(times)} | gain | {"times": times}
-
-
-def device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
 
 
 def show(found: dict) -> str:

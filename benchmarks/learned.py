@@ -33,7 +33,7 @@ from unittest import mock
 import torch
 
 from benchmarks import published_learned as plain
-from benchmarks.common import ALLOCATORS, Task, Worker, environment, interleave, ratio, table, write_json
+from benchmarks.common import ALLOCATORS, Task, Worker, device_name, environment, interleave, ratio, table, write_json
 from benchmarks.common import Job as Timing
 from benchmarks.distill import measured
 from ddanalysis.architectures import build
@@ -217,9 +217,7 @@ def memory_of_a_step(peak: dict[str, int], settings: Settings) -> Rows:
 
 def measure(settings: Settings, progress: Callable[[str], object] = print) -> dict[str, object]:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages
-    where = environment(settings.threads)
-    if settings.device == "cuda":
-        where["device"] = torch.cuda.get_device_name()
+    where = environment(settings.threads) | {"device": device_name(settings.device)}
     with ExitStack() as stack:
         workers = {
             way.__name__: stack.enter_context(

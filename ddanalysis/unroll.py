@@ -12,7 +12,7 @@ Weights of K networks are one matrix (K, P), the rows of parameters one after th
 architecture. Batch normalisation uses the statistics of each batch throughout and keeps no running ones.
 
 ``compiled`` has the gradient of a step and its derivative through ``torch.compile``, which takes about a minute and a
-C++ compiler on a CPU, and then about 1.4 times less time a step.
+C++ compiler on a CPU, and then about 1.4 times less time a step. On a GPU small steps go by :mod:`ddanalysis.recorded`.
 """
 
 import math

@@ -77,7 +77,8 @@ def sampler(job: Job, own: Settings) -> Callable[[int], Networks]:
 def pretrained(job: Job, own: Settings, count: int, held_out: bool = False) -> Networks:
     """``count`` networks that learned the source, kept for all sets that use them; others if they are ``held_out``."""
     if is_zoo(own.source):
-        return _loaded(job, own, own.pretrained if held_out else 0, count)
+        first = own.pretrained if held_out else 0
+        return _there(job, state_dicts.read_several(own.source, job.architecture, first, count))
     real, a = source_of(job, own.source)
     recipe = pretraining(real.name, own.pretrained_epochs)
     arguments = {"network": a.name, "trained_on": real.fingerprint(), "count": count, "weights": own.weights}
@@ -97,11 +98,6 @@ def pretrained(job: Job, own: Settings, count: int, held_out: bool = False) -> N
 def is_zoo(source: str) -> bool:
     """Whether a source is a folder of networks, and no dataset."""
     return source != "" and bool(state_dicts.files(source))
-
-
-def _loaded(job: Job, own: Settings, first: int, count: int) -> Networks:
-    """Networks of a user's own folder."""
-    return _there(job, state_dicts.read_several(own.source, job.architecture, first, count))
 
 
 def _there(job: Job, nets: Networks) -> Networks:
